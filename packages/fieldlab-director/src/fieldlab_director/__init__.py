@@ -1,0 +1,1 @@
+"""The services that users and executors talk to."""

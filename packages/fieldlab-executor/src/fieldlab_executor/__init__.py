@@ -1,0 +1,1 @@
+"""Runs one deployment on a node, and reports it."""

@@ -1,0 +1,1 @@
+"""fieldlab: run experiments across a fleet of unlike machines."""
