@@ -1,0 +1,160 @@
+"""What travels to a node: a DAG with everything chosen, and the deployment around it.
+
+A ``Graph`` is what ``resolve`` makes of a DAG for one kind of node; its JSON is a blob like any other, named by its
+SHA-256, so that a hundred nodes that resolve alike share one. It holds no code and no value: those are blobs it names.
+The executor's machine reads it; the director stores it unread.
+
+Invariants, checked once where a graph is made (``dag`` and ``resolve``) and relied on afterwards: step names are
+unique; every name that an edge mentions is a step of the graph; edges form no circle; steps stand in an order in
+which everything a step needs stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fieldlab_common.environment import Environment, Resources
+from fieldlab_common.node import Node
+
+__all__ = ["Background", "Condition", "Deployment", "Graph", "Need", "On", "Repeat", "Retry", "StepSpec"]
+
+
+class On(str, Enum):
+    """Which end of a step an edge waits for."""
+
+    SUCCESS = "success"  # it succeeded
+    FAILURE = "failure"  # it failed (a skipped or cancelled step is not a failed one)
+    ALWAYS = "always"  # it ended, in whatever way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """An edge: the step needs ``step`` to end as ``on`` says. ``data``: its value (or error) is an argument."""
+
+    step: str
+    on: On = On.SUCCESS
+    data: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """The step runs until nothing is ``during`` it any more, and is then asked to stop.
+
+    ``signal`` is sent to its processes (None: only ``ctx.stopping`` is set); ``grace`` seconds later what is left is
+    killed. ``announces``: it is ready when it calls ``ctx.ready()``; otherwise as soon as it runs.
+    """
+
+    signal: int | None = None
+    grace: float = 10.0
+    announces: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """``times`` more attempts after a failed one; ``delay`` seconds before the first, times ``backoff`` for each next.
+
+    ``condition`` is the digest of a callable ``(error_text) -> bool`` that is asked first, or None.
+    """
+
+    times: int = 0
+    delay: float = 0.0
+    backoff: float = 1.0
+    condition: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """The step runs only if the callable in blob ``code``, given the value of ``step``, returns something true."""
+
+    step: str
+    code: str
+    path: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """The step runs again and again; its value is the list of its iterations' values.
+
+    It ends after ``times`` iterations, or when the next would start later than ``duration`` seconds after the first,
+    or when the callable in blob ``until``, given the last value, returns something true. ``every`` is the time between
+    two starts in seconds (0: one after the other; an iteration that takes longer than that delays the next).
+    ``keep_going``: a failed iteration has the value None and the next runs; otherwise the step fails.
+    """
+
+    every: float = 0.0
+    duration: float | None = None
+    times: int | None = None
+    until: str | None = None
+    keep_going: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """One step, ready to run. ``code`` and ``args`` are digests of blobs that only a node's child process opens.
+
+    ``needs`` and ``need`` (``all`` or ``any``) say when it may start; ``during``: background steps that must be ready,
+    and still run. ``over``: it is a fan-out over the value of that step (one iteration an item), with the path into
+    the value in ``over_path``. ``slot``: it counts for ``max_parallel`` (waiting steps do not). ``files``: digests of
+    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt.
+    """
+
+    name: str
+    task: str
+    code: str
+    args: str
+    implementation: str = ""
+    needs: tuple[Need, ...] = ()
+    need: str = "all"
+    during: tuple[str, ...] = ()
+    background: Background | None = None
+    timeout: float | None = None
+    retry: Retry = field(default_factory=Retry)
+    when: Condition | None = None
+    repeat: Repeat | None = None
+    over: str | None = None
+    over_path: tuple[str | int, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    measured: bool = False
+    exclusive: tuple[str, ...] = ()
+    isolation: str = "process"
+    slot: bool = True
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A DAG with everything chosen. ``bundles``: digests of the source bundles (zip files) that go on ``sys.path``."""
+
+    name: str
+    steps: tuple[StepSpec, ...]
+    max_parallel: int | None = None
+    stop_on_failure: bool = True
+    bundles: tuple[str, ...] = ()
+
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of every blob that running the graph takes, each once, in order of first use."""
+        found: dict[str, None] = dict.fromkeys(self.bundles)
+        for step in self.steps:
+            found.update(dict.fromkeys((step.code, step.args, *step.files)))
+            extra = (step.retry.condition, step.when and step.when.code, step.repeat and step.repeat.until)
+            found.update(dict.fromkeys(code for code in extra if code))
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """One DAG, fully resolved for one node. ``name`` is unique in its experiment; ``python`` is the client's ``3.11``.
+
+    ``python`` is empty when no code travels by value, and any interpreter of the node will do.
+    """
+
+    name: str
+    node: Node
+    graph: Graph
+    environment: Environment
+    resources: Resources = field(default_factory=Resources)
+    role: str | None = None
+    python: str = ""

@@ -1,0 +1,794 @@
+"""What the parties say to each other: every message type, every record of a journal, and the one table of endpoints.
+
+The client, the executor, the director's router, the OpenAPI document and the authorisation tests all read
+``ENDPOINTS``; nothing else declares a path. Bodies are JSON of the dataclasses here (``wire``), except where the table
+says ``bytes``. Errors are problem documents (RFC 9457) whose ``code`` is one of ``errors.BY_CODE``.
+
+Polymorphic values are ``Tagged`` here, not unions: the director decodes these classes with msgspec, which has no
+unions of dataclasses, and it must be able to keep a kind that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from fieldlab_common import errors as e
+from fieldlab_common.deployment import Deployment
+from fieldlab_common.environment import ENVIRONMENTS, Resources
+from fieldlab_common.events import Event, Member
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
+from fieldlab_common.node import Node
+from fieldlab_common.wire import decode, encode
+
+__all__ = [
+    "COMMON_ERRORS",
+    "CONTROL_KINDS",
+    "ENDPOINTS",
+    "INLINE_VALUE_BYTES",
+    "PROBLEM",
+    "PROTOCOL",
+    "PROTOCOLS",
+    "RECORDS",
+    "Ack",
+    "ArtifactInfo",
+    "ArtifactList",
+    "ArtifactLost",
+    "ArtifactRecord",
+    "AttachInfrastructure",
+    "BlobList",
+    "BlobStatus",
+    "Caller",
+    "CancelDeployment",
+    "CancelRecord",
+    "CancelRequest",
+    "Claim",
+    "ClaimRequest",
+    "DeploymentInfo",
+    "DeploymentSpec",
+    "Empty",
+    "Ended",
+    "Endpoint",
+    "EventPage",
+    "EventRecord",
+    "ExperimentInfo",
+    "ExperimentPage",
+    "ExperimentSettings",
+    "GapRecord",
+    "Health",
+    "InfrastructureInfo",
+    "InfrastructureList",
+    "Lane",
+    "Launch",
+    "LogRecord",
+    "NodeList",
+    "Poll",
+    "Principal",
+    "Problem",
+    "Record",
+    "RecordEntry",
+    "RecordPage",
+    "Refusal",
+    "SendEvent",
+    "Started",
+    "StepRecord",
+    "SubmitExperiment",
+    "Tagged",
+    "Usage",
+    "ValueRef",
+    "environment_of",
+    "spec_of",
+]
+
+PROTOCOL = 1  # the version this release speaks
+PROTOCOLS = (1,)  # every version it can speak
+PROBLEM = "application/problem+json"
+INLINE_VALUE_BYTES = 256 * 1024  # a value whose JSON is longer travels as an artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged:
+    """A value of one of several types: ``kind`` names the type, ``body`` has its JSON fields."""
+
+    kind: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty:
+    """No content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A problem document (RFC 9457, section 3) with fieldlab's members."""
+
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    advice: str = ""
+    type: str = "about:blank"
+    request_id: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- a deployment as it is submitted and claimed ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentSpec:
+    """A deployment for the director: the graph and everything it names are blobs, by digest; nothing of it is read."""
+
+    name: str
+    node: str
+    environment: Tagged
+    graph: str
+    blobs: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    role: str | None = None
+    python: str = ""
+    steps: int = 0
+
+
+def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
+    """The form in which ``deployment`` is submitted; ``graph`` is the digest of its graph's JSON."""
+    return DeploymentSpec(
+        name=deployment.name,
+        node=deployment.node.name,
+        environment=Tagged(kind=deployment.environment.kind, body=encode(deployment.environment)),
+        graph=graph,
+        blobs=(graph, *deployment.graph.blobs()),
+        resources=deployment.resources,
+        role=deployment.role,
+        python=deployment.python,
+        steps=len(deployment.graph.steps),
+    )
+
+
+def environment_of(tagged: Tagged) -> Any:
+    """The environment that ``tagged`` describes; InvalidMessage if its kind is unknown."""
+    if tagged.kind not in ENVIRONMENTS:
+        raise e.InvalidMessage(f"{tagged.kind!r} is no kind of environment; there are {', '.join(ENVIRONMENTS)}.")
+    return decode(ENVIRONMENTS[tagged.kind], dict(tagged.body))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSettings:
+    """How a run treats its nodes. Times are in seconds; ``start_at`` in seconds since the epoch.
+
+    ``reporting`` is ``live``, ``quiet`` or ``silent``; a node that was silent for ``lost_after`` is lost; with
+    ``min_nodes`` the run goes on when at least so many deployments could be prepared.
+    """
+
+    reporting: str = "live"
+    lost_after: float = 6 * 3600.0
+    min_nodes: int | None = None
+    start_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitExperiment:
+    """The request that makes a run. ``if_exists``: ``error``, ``attach`` or ``new``. ``start``: once it is ready."""
+
+    name: str
+    deployments: tuple[DeploymentSpec, ...]
+    settings: ExperimentSettings = field(default_factory=ExperimentSettings)
+    if_exists: str = "error"
+    start: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentInfo:
+    """How a deployment stands. ``drained``: nothing more of its logs is to come. ``message`` is for people."""
+
+    name: str
+    node: str
+    state: DeploymentState
+    role: str | None = None
+    reason: Reason | None = None
+    message: str = ""
+    graph: str = ""
+    epoch: int = 0
+    steps: int = 0
+    drained: bool = False
+    started: float | None = None
+    ended: float | None = None
+    last_seen: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentInfo:
+    """How a run stands."""
+
+    id: str
+    name: str
+    state: ExperimentState
+    owner: str = ""
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    message: str = ""
+    settings: ExperimentSettings = field(default_factory=ExperimentSettings)
+    deployments: tuple[DeploymentInfo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentPage:
+    """Some of the caller's experiments, newest first (their deployments left out); ``next`` continues, or is None."""
+
+    experiments: tuple[ExperimentInfo, ...] = ()
+    next: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelRequest:
+    """Stop the run, or only the named deployments of it."""
+
+    reason: str = ""
+    deployments: tuple[str, ...] = ()
+
+
+# --- records of a journal ---------------------------------------------------------------------------------------------
+
+
+class Lane(str, Enum):
+    """The two ways of a journal to the director; each has its own numbers, files, acknowledgements and connection."""
+
+    CONTROL = "control"  # step states, events, results, artifact announcements: never dropped
+    BULK = "bulk"  # log chunks: dropped oldest-first, with a gap record, when the spool is full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One entry of a journal, as JSON in its frame. ``at``: seconds since the epoch, by the node's clock."""
+
+    kind: str
+    at: float
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The executor has its deployment and everything it takes, and begins."""
+
+    python: str = ""
+    pid: int = 0
+    hostname: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What an attempt used: CPU time in seconds, peak resident memory in bytes, exit code or signal of its process."""
+
+    cpu: float = 0.0
+    peak_memory: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRef:
+    """A step's value for the client: ``json`` (safe format) or ``pickle`` (opens only on trust), inline or by digest.
+
+    Inline, ``json`` has the tagged document of ``payload`` and ``data`` a pickle in base64. A larger value is the
+    artifact with ``sha256``. ``summary`` tells people what it is without opening it.
+    """
+
+    format: str = "json"
+    json: Any = None
+    data: str = ""
+    sha256: str | None = None
+    size: int = 0
+    summary: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A step's state changed, or one of its attempts ended.
+
+    ``settled``: this is the step's own terminal state. A failed attempt that will be tried again, and each iteration
+    of a repeated or mapped step, is a record with ``settled`` false and its own ``attempt`` and ``iteration``. The
+    value of an iterated step is the list of its iterations' values, and is not repeated in the settled record
+    (``iterations`` says how many there are). ``error`` is the traceback as text; ``message`` one sentence.
+    """
+
+    step: str
+    state: StepState
+    settled: bool = False
+    attempt: int = 1
+    iteration: int | None = None
+    iterations: int | None = None
+    reason: Reason | None = None
+    message: str = ""
+    error: str = ""
+    started: float | None = None
+    ended: float | None = None
+    value: ValueRef | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """A task sent an event."""
+
+    name: str
+    data: Any = None
+    step: str | None = None
+    iteration: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRecord:
+    """A file that a step produced is on its way; its bytes are the blob ``sha256``. ``value``: a spilled value."""
+
+    step: str
+    name: str
+    size: int
+    sha256: str
+    attempt: int = 1
+    iteration: int | None = None
+    value: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactLost:
+    """An announced or declared file will not come, for ``reason``."""
+
+    step: str
+    name: str
+    reason: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelRecord:
+    """What a cancel did: how many processes were ended, and which could not be (``pid: command``)."""
+
+    reason: str = ""
+    killed: int = 0
+    survivors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The last control record: how the deployment ended. ``bulk``: the number of the last bulk record (0: none).
+
+    ``control_bytes``, ``requests`` and ``cpu`` are what the executor itself cost: bytes sent and received for control,
+    number of requests, CPU seconds of supervisor and spawner.
+    """
+
+    state: DeploymentState
+    reason: Reason
+    message: str = ""
+    bulk: int = 0
+    control_bytes: int = 0
+    requests: int = 0
+    cpu: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRecord:
+    """Output of a step. ``stream``: ``stdout``, ``stderr``, ``log`` (``ctx.log``) or ``executor`` (its own remarks)."""
+
+    step: str
+    text: str
+    stream: str = "stdout"
+    attempt: int = 1
+    iteration: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapRecord:
+    """Bulk records ``first`` to ``last`` were dropped on the node for want of space; they had ``bytes`` bytes."""
+
+    first: int
+    last: int
+    bytes: int = 0
+
+
+RECORDS: Mapping[str, type] = {
+    "started": Started,
+    "step": StepRecord,
+    "event": EventRecord,
+    "artifact": ArtifactRecord,
+    "artifact_lost": ArtifactLost,
+    "cancel": CancelRecord,
+    "ended": Ended,
+    "log": LogRecord,
+    "gap": GapRecord,
+}
+CONTROL_KINDS = frozenset(RECORDS) - {"log", "gap"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordEntry:
+    """A record as the director has it. ``seq`` orders all records of an experiment's lane and is the cursor.
+
+    ``late``: it came after its deployment had ended, or under an older epoch; it is shown, and changes no state.
+    """
+
+    seq: int
+    deployment: str
+    number: int
+    record: Record
+    late: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordPage:
+    """Records after a cursor, in order; ``cursor`` is the one to ask with next. ``state``: the experiment's, now."""
+
+    records: tuple[RecordEntry, ...] = ()
+    cursor: int = 0
+    state: ExperimentState = ExperimentState.PREPARING
+
+
+# --- executor and director ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a connector puts beside the executor (``launch.json``, mode 0600): where to report, and as whom."""
+
+    director: str
+    token: str
+    experiment: str
+    deployment: str
+    epoch: int
+    ca: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimRequest:
+    """An executor asks for its deployment. The first ``journal_id`` that asks under the present epoch has it."""
+
+    journal_id: str
+    epoch: int
+    protocols: tuple[int, ...] = PROTOCOLS
+    python: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Everything an executor needs of the director to run alone from now on, but the blobs.
+
+    ``server_time`` is the director's clock in seconds since the epoch. ``control`` and ``bulk`` are the numbers up to
+    which this journal was acknowledged (0 at first).
+    """
+
+    experiment_id: str
+    experiment: str
+    deployment: DeploymentSpec
+    node: Node
+    members: tuple[Member, ...] = ()
+    settings: ExperimentSettings = field(default_factory=ExperimentSettings)
+    protocol: int = PROTOCOL
+    server_time: float = 0.0
+    control: int = 0
+    bulk: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The director kept record ``number`` out, for ``message``; its step fails visibly, nothing else is held up."""
+
+    number: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ack:
+    """Everything up to ``acked`` is on the director's disk, or refused. ``missing``: blobs announced and not there."""
+
+    acked: int
+    refusals: tuple[Refusal, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelDeployment:
+    """The order to stop."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poll:
+    """The answer to an executor's one long-poll: events after its cursor, an order to stop, the director's clock."""
+
+    events: tuple[Event, ...] = ()
+    cursor: int = 0
+    cancel: CancelDeployment | None = None
+    server_time: float = 0.0
+
+
+# --- the rest of what a user asks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """Whether the director serves, its version, and the protocol versions it speaks."""
+
+    status: str = "ok"
+    version: str = ""
+    protocols: tuple[int, ...] = PROTOCOLS
+    time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who the token belongs to."""
+
+    user: str
+    role: str
+    expires: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeList:
+    """Nodes that the caller may use or see."""
+
+    nodes: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachInfrastructure:
+    """Attach target infrastructure: ``spec.kind`` names the connector, ``spec.body`` has its options."""
+
+    name: str
+    spec: Tagged
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfrastructureInfo:
+    """An attached infrastructure; ``state`` is ``ready`` or ``unavailable`` with ``message`` saying why."""
+
+    name: str
+    kind: str
+    state: str = "ready"
+    message: str = ""
+    nodes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfrastructureList:
+    """The infrastructures that the caller may see."""
+
+    infrastructures: tuple[InfrastructureInfo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobList:
+    """Digests (SHA-256, lower-case hexadecimal)."""
+
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobStatus:
+    """How much of a blob is there: ``offset`` bytes of it, and whether it is ``complete`` (and its digest right)."""
+
+    digest: str
+    offset: int = 0
+    complete: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendEvent:
+    """An event sent by hand. ``key`` makes a repeated request send it once."""
+
+    name: str
+    data: Any = None
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventPage:
+    """Events after a cursor, in order; ``cursor`` is the number to ask with next."""
+
+    events: tuple[Event, ...] = ()
+    cursor: int = 0
+    state: ExperimentState = ExperimentState.PREPARING
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactInfo:
+    """An artifact of a run. ``stored``: its bytes are at the director; else ``lost`` may say why they never will be."""
+
+    deployment: str
+    step: str
+    name: str
+    size: int
+    sha256: str
+    attempt: int = 1
+    iteration: int | None = None
+    stored: bool = False
+    lost: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactList:
+    """The artifacts of a run, in the order in which they were announced (spilled values left out)."""
+
+    artifacts: tuple[ArtifactInfo, ...] = ()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+class Caller(str, Enum):
+    """Who may call an endpoint."""
+
+    ANYONE = "anyone"  # also without a token
+    USER = "user"  # a user's token; what is not the user's does not exist
+    ADMIN = "admin"  # a user's token with the role admin
+    EXECUTOR = "executor"  # the token of one deployment and epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One row: what is asked and answered, by whom, and which errors are documented.
+
+    ``request`` and ``response`` are message classes, or ``bytes``; ``query`` names the query parameters and their
+    types. ``safe``: asking twice does no more than asking once, so that a client may retry.
+    """
+
+    name: str
+    method: str
+    path: str
+    response: type
+    request: type | None = None
+    query: Mapping[str, type] = field(default_factory=dict)
+    errors: tuple[type[e.FieldlabError], ...] = ()
+    callers: tuple[Caller, ...] = (Caller.USER,)
+    status: int = 200
+    safe: bool = True
+
+
+_CURSOR: Mapping[str, type] = {"after": int, "limit": int, "wait": float}
+_USER, _BOTH, _EXECUTOR = (Caller.USER,), (Caller.USER, Caller.EXECUTOR), (Caller.EXECUTOR,)
+_RUN = "/v1/experiments/{experiment}"
+
+_ROWS = (
+    Endpoint(name="health", method="GET", path="/v1/health", response=Health, callers=(Caller.ANYONE,)),
+    Endpoint(name="executable", method="GET", path="/v1/fieldlab.pyz", response=bytes, callers=(Caller.ANYONE,)),
+    Endpoint(name="whoami", method="GET", path="/v1/me", response=Principal),
+    Endpoint(name="nodes", method="GET", path="/v1/nodes", response=NodeList),
+    Endpoint(name="infrastructures", method="GET", path="/v1/infrastructures", response=InfrastructureList),
+    Endpoint(
+        name="attach_infrastructure",
+        method="POST",
+        path="/v1/infrastructures",
+        request=AttachInfrastructure,
+        response=InfrastructureInfo,
+        status=201,
+        safe=False,
+        errors=(e.UnknownConnector, e.IllegalState, e.ConnectorError, e.PermissionDenied),
+    ),
+    Endpoint(name="missing_blobs", method="POST", path="/v1/blobs/missing", request=BlobList, response=BlobList),
+    Endpoint(
+        name="blob_status",
+        method="GET",
+        path="/v1/blobs/{digest}/status",
+        response=BlobStatus,
+        callers=_BOTH,
+        errors=(e.NotFound,),
+    ),
+    Endpoint(
+        name="get_blob",
+        method="GET",
+        path="/v1/blobs/{digest}",
+        response=bytes,
+        callers=_BOTH,
+        errors=(e.NotFound,),
+    ),
+    Endpoint(
+        name="put_blob",
+        method="PUT",
+        path="/v1/blobs/{digest}",
+        request=bytes,
+        response=BlobStatus,
+        query={"offset": int, "size": int},
+        callers=_BOTH,
+        errors=(e.NotFound, e.BlobMismatch, e.TooLarge, e.Unavailable),
+    ),
+    Endpoint(
+        name="submit",
+        method="POST",
+        path="/v1/experiments",
+        request=SubmitExperiment,
+        response=ExperimentInfo,
+        status=202,
+        errors=(e.ExperimentExists, e.NotFound, e.BlobMismatch, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="experiments",
+        method="GET",
+        path="/v1/experiments",
+        query={"state": str, "limit": int, "after": str},
+        response=ExperimentPage,
+    ),
+    Endpoint(name="experiment", method="GET", path=_RUN, response=ExperimentInfo, errors=(e.NotFound,)),
+    Endpoint(
+        name="start",
+        method="POST",
+        path=_RUN + "/start",
+        request=Empty,
+        response=ExperimentInfo,
+        status=202,
+        errors=(e.NotFound, e.IllegalState, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="cancel",
+        method="POST",
+        path=_RUN + "/cancel",
+        request=CancelRequest,
+        response=ExperimentInfo,
+        status=202,
+        errors=(e.NotFound, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="records",
+        method="GET",
+        path=_RUN + "/records",
+        query={"lane": str, **_CURSOR},
+        response=RecordPage,
+        errors=(e.NotFound,),
+    ),
+    Endpoint(
+        name="events", method="GET", path=_RUN + "/events", query=_CURSOR, response=EventPage, errors=(e.NotFound,)
+    ),
+    Endpoint(
+        name="send_event",
+        method="POST",
+        path=_RUN + "/events",
+        request=SendEvent,
+        response=Event,
+        status=201,
+        errors=(e.NotFound, e.EventTooLarge, e.IllegalState, e.PermissionDenied),
+    ),
+    Endpoint(name="artifacts", method="GET", path=_RUN + "/artifacts", response=ArtifactList, errors=(e.NotFound,)),
+    Endpoint(
+        name="claim",
+        method="POST",
+        path="/v1/executor/claim",
+        request=ClaimRequest,
+        response=Claim,
+        callers=_EXECUTOR,
+        errors=(e.ClaimRefused, e.ProtocolMismatch),
+    ),
+    Endpoint(
+        name="report",
+        method="POST",
+        path="/v1/executor/records",
+        request=bytes,
+        response=Ack,
+        query={"lane": str, "journal": str},
+        callers=_EXECUTOR,
+        errors=(e.ClaimRefused, e.TooLarge, e.Unavailable),
+    ),
+    Endpoint(
+        name="poll",
+        method="GET",
+        path="/v1/executor/poll",
+        query={"after": int, "wait": float, "journal": str},
+        response=Poll,
+        callers=_EXECUTOR,
+        errors=(e.ClaimRefused,),
+    ),
+)
+
+COMMON_ERRORS: tuple[type[e.FieldlabError], ...] = (
+    e.AuthenticationError,
+    e.InvalidRequest,
+    e.TooLarge,
+    e.RateLimited,
+    e.InternalError,
+    e.Unavailable,
+)
+
+ENDPOINTS: Mapping[str, Endpoint] = {row.name: row for row in _ROWS}
