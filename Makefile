@@ -31,6 +31,7 @@ $(STAMP): uv.lock pyproject.toml packages/*/pyproject.toml tools/setup.sh
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with the workspace and its tools; nothing to do when it is up to date
+	@:
 
 .PHONY: demo
 demo: $(STAMP) ## Run the main job, examples/quickstart.py, on this machine's network stack
