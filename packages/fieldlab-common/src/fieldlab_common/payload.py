@@ -1,0 +1,458 @@
+"""The only place where user code and user values are turned into bytes and back.
+
+Two ways, kept apart. **Code and arguments** go from a user to the user's own nodes as cloudpickle (``seal``,
+``unseal``); whatever stands for a value that exists only there (a step's result, a node's property, a file) is a
+*reference*: an object whose type has ``__fieldlab_reference__``, which leaves as a persistent id and is resolved by
+the child that opens it. **Values** come back as data (``encode_value``, ``decode_value``): a tagged JSON document
+that cannot run anything when it is opened. What has no such form travels as an opaque pickle, opened only on trust.
+
+Invariants: ``decode_value`` without ``trust`` never unpickles, imports a module or calls a user's constructor.
+The director never imports this module (a contract in CI holds that).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import io
+import json
+import math
+import pathlib
+import pickle
+import sys
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+
+from fieldlab_common.errors import InvalidMessage, UnpicklableError, UntrustedValue
+
+__all__ = [
+    "EncodedValue",
+    "Unresolved",
+    "decode_value",
+    "dumps_local",
+    "encode_value",
+    "loads_local",
+    "seal",
+    "unseal",
+]
+
+Reference = tuple[Any, ...]
+
+# --- code and arguments -----------------------------------------------------------------------------------------------
+
+
+class _Sealer(cloudpickle.Pickler):  # type: ignore[misc]
+    def persistent_id(self, obj: Any) -> Reference | None:
+        refer = getattr(type(obj), "__fieldlab_reference__", None)
+        return None if refer is None else refer(obj)
+
+
+class _Unsealer(pickle.Unpickler):
+    def __init__(self, data: bytes, resolve: Callable[[Reference], Any]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._resolve = resolve
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._resolve(pid)
+
+
+def seal(obj: Any, *, what: str) -> bytes:
+    """Pickle code or arguments for a node.
+
+    ``what`` says in an error what it was: "task 'resolve'", "the arguments of step 'probe-2'".
+
+    Raises:
+        UnpicklableError: naming the variable to blame.
+    """
+    buffer = io.BytesIO()
+    try:
+        _Sealer(buffer, protocol=5).dump(obj)
+    except Exception as error:  # cloudpickle and user reducers raise anything; every one means the same here
+        culprit = _blame(obj)
+        raise UnpicklableError(
+            f"{what[:1].upper()}{what[1:]} cannot be sent to a node: {culprit or error}.",
+            advice="Create such objects inside the task, or pass plain data.",
+            details={"culprit": culprit or ""},
+        ) from error
+    return buffer.getvalue()
+
+
+def unseal(data: bytes, resolve: Callable[[Reference], Any]) -> Any:
+    """Open what ``seal`` made, on the node; ``resolve`` gives the value of each reference. Runs user code."""
+    return _Unsealer(data, resolve).load()
+
+
+def dumps_local(value: Any) -> bytes:
+    """A value for another step on the same node: a pickle, complete and private to the deployment."""
+    return bytes(cloudpickle.dumps(value, protocol=5))
+
+
+def loads_local(data: bytes) -> Any:
+    """Open what ``dumps_local`` made. Runs user code; only a child process calls it."""
+    return pickle.loads(data)
+
+
+def _seals(obj: Any) -> bool:
+    try:
+        _Sealer(io.BytesIO(), protocol=5).dump(obj)
+    except Exception:  # the same as in seal
+        return False
+    return True
+
+
+def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
+    """What an object is made of, with words for people."""
+    function = getattr(obj, "__func__", obj)
+    if isinstance(function, types.FunctionType):
+        code = function.__code__
+        for name in code.co_names:
+            if name in function.__globals__:
+                yield f"the global variable {name!r}", function.__globals__[name]
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            yield f"the variable {name!r} of the enclosing function", cell.cell_contents
+        for index, default in enumerate(function.__defaults__ or ()):
+            yield f"default value {index + 1}", default
+        if function is not obj:
+            yield "the task's own settings", obj.__self__
+    elif isinstance(obj, dict):
+        yield from ((f"the item {key!r}", value) for key, value in obj.items())
+    elif isinstance(obj, list | tuple | set | frozenset):
+        yield from ((f"item {index + 1}", value) for index, value in enumerate(obj))
+    elif hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType):
+        yield from ((f"the attribute {key!r}", value) for key, value in vars(obj).items())
+
+
+def _blame(obj: Any, depth: int = 0) -> str:
+    if depth > 6:
+        return ""
+    for words, part in _parts(obj):
+        if not _seals(part):
+            inner = _blame(part, depth + 1)
+            return f"{words} ({inner})" if inner else f"{words} is a {_type_name(type(part))}, which cannot be pickled"
+    return ""
+
+
+def _type_name(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+# --- values as data ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedValue:
+    """A value ready to travel. ``format`` is ``json`` (``json`` has the document) or ``pickle`` (``data`` has it).
+
+    ``exact``: opening the document gives back precisely the value, also in a process that knows no user classes.
+    ``body`` is the bytes of either, as a file or an artifact holds them; ``summary`` is one short line for people.
+    """
+
+    format: str
+    body: bytes
+    summary: str
+    exact: bool
+    json: Any = None
+
+    @property
+    def size(self) -> int:
+        """Length of ``body`` in bytes."""
+        return len(self.body)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unresolved:
+    """A dataclass or enum member whose class the reading process has not imported: its type's name and its data."""
+
+    type_name: str
+    fields: dict[str, Any]
+
+
+class _NotData(Exception):
+    """The value has no safe form."""
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.exact = True
+
+    def encode(self, value: Any) -> Any:
+        cls = type(value)
+        if value is None or cls is bool:
+            return value
+        simple = _ENCODE.get(cls)
+        if simple is not None:
+            return simple(value)
+        if cls is list:
+            return [self.encode(v) for v in value]
+        if cls is dict:
+            return self._dict(value)
+        if cls in (tuple, set, frozenset):
+            return {"$": cls.__name__, "v": [self.encode(v) for v in value]}
+        return self._other(value, cls)
+
+    def _dict(self, value: dict[Any, Any]) -> Any:
+        if all(type(k) is str for k in value) and "$" not in value and all(map(_is_text, value)):
+            return {k: self.encode(v) for k, v in value.items()}
+        return {"$": "dict", "v": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
+
+    def _other(self, value: Any, cls: type) -> Any:
+        if isinstance(value, enum.Enum):
+            self.exact = False
+            return {"$": "enum", "type": _type_path(cls), "name": value.name, "v": self.encode(value.value)}
+        if dataclasses.is_dataclass(cls):
+            self.exact = False
+            fields = {f.name: self.encode(getattr(value, f.name)) for f in dataclasses.fields(cls)}
+            return {"$": "dataclass", "type": _type_path(cls), "v": fields}
+        if isinstance(value, pathlib.PurePath):
+            self.exact = self.exact and cls is type(pathlib.Path())
+            return {"$": "path", "v": str(value)}
+        if cls.__module__.partition(".")[0] in ("numpy", "pandas", "pyarrow"):
+            return self._table(value, cls)
+        raise _NotData(_type_name(cls))
+
+    def _table(self, value: Any, cls: type) -> Any:
+        numpy = sys.modules["numpy"] if "numpy" in sys.modules else None
+        if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+            if cls is not numpy.ndarray and not isinstance(value, numpy.generic):
+                raise _NotData(_type_name(cls))
+            if value.dtype.hasobject or value.dtype.names:
+                raise _NotData("an array of objects")
+            kind = "ndarray" if isinstance(value, numpy.ndarray) else "scalar"
+            return {"$": kind, "dtype": value.dtype.str, "shape": list(value.shape), "v": _b64(value.tobytes())}
+        return _arrow(value, cls)
+
+
+def _arrow(value: Any, cls: type) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise _NotData(_type_name(cls)) from error
+    kind = {"DataFrame": "dataframe", "Table": "table"}.get(cls.__name__)
+    if kind is None:
+        raise _NotData(_type_name(cls))
+    table = pyarrow.Table.from_pandas(value) if kind == "dataframe" else value
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {"$": kind, "v": _b64(sink.getvalue().to_pybytes())}
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _type_path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _int(value: int) -> Any:
+    return value if -(2**53) < value < 2**53 else {"$": "int", "v": hex(value)}
+
+
+def _float(value: float) -> Any:
+    return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+
+
+def _str(value: str) -> Any:
+    return value if _is_text(value) else {"$": "str", "v": _b64(value.encode("utf-8", "surrogatepass"))}
+
+
+def _moment(kind: str) -> Callable[[Any], Any]:
+    def run(value: Any) -> Any:
+        zone = getattr(value, "tzinfo", None)
+        key = getattr(zone, "key", None)
+        if zone is not None and key is None and type(zone) is not dt.timezone:
+            raise _NotData(_type_name(type(zone)))
+        document = {"$": kind, "v": value.isoformat()}
+        if key is not None:
+            document["zone"] = key
+        if getattr(value, "fold", 0):
+            document["fold"] = "1"
+        return document
+
+    return run
+
+
+_ENCODE: dict[type, Callable[[Any], Any]] = {
+    int: _int,
+    float: _float,
+    str: _str,
+    bytes: lambda v: {"$": "bytes", "v": _b64(v)},
+    bytearray: lambda v: {"$": "bytearray", "v": _b64(bytes(v))},
+    complex: lambda v: {"$": "complex", "v": [repr(v.real), repr(v.imag)]},
+    dt.datetime: _moment("datetime"),
+    dt.date: _moment("date"),
+    dt.time: _moment("time"),
+    dt.timedelta: lambda v: {"$": "timedelta", "v": [v.days, v.seconds, v.microseconds]},
+    decimal.Decimal: lambda v: {"$": "decimal", "v": str(v)},
+    uuid.UUID: lambda v: {"$": "uuid", "v": str(v)},
+    range: lambda v: {"$": "range", "v": [hex(v.start), hex(v.stop), hex(v.step)]},
+}
+
+
+def encode_value(value: Any) -> EncodedValue:
+    """Turn a task's result into what travels to the client.
+
+    Raises:
+        UnpicklableError: it is neither data nor can it be pickled; says which part.
+    """
+    encoder = _Encoder()
+    try:
+        document = encoder.encode(value)
+        body = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return EncodedValue(format="json", body=body, summary=_summary(value), exact=encoder.exact, json=document)
+    except (_NotData, RecursionError):
+        pass
+    data = seal(value, what=f"the result, a {_type_name(type(value))},")
+    return EncodedValue(format="pickle", body=data, summary=f"{_type_name(type(value))} (pickle)", exact=False)
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, list | tuple | set | frozenset | dict):
+        return f"{type(value).__name__} of {len(value)}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} array {tuple(value.shape)}"
+    if isinstance(value, bytes | bytearray):
+        return f"{len(value)} bytes"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    if type(value) in _ENCODE or value is None or isinstance(value, bool | pathlib.PurePath):
+        text = repr(value[:80] if isinstance(value, str) else value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    return _type_name(type(value))
+
+
+def decode_value(format: str, document: Any = None, data: bytes = b"", *, trust: bool = False) -> Any:
+    """Open a value. ``document`` for the format ``json``, ``data`` for ``pickle``.
+
+    Raises:
+        UntrustedValue: it is a pickle and ``trust`` is false.
+        InvalidMessage: the document is not one that ``encode_value`` makes.
+    """
+    if format == "pickle":
+        if not trust:
+            raise UntrustedValue(
+                "The value is a pickle, and opening a pickle can run any code.",
+                advice="If you trust the node and the task, open it with .trust(); better, return plain data.",
+            )
+        return pickle.loads(data)
+    if format != "json":
+        raise InvalidMessage(f"{format!r} is no format of values; there are json and pickle.")
+    try:
+        return _decode(document)
+    except InvalidMessage:
+        raise
+    except (ValueError, TypeError, KeyError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
+        raise InvalidMessage(f"A value is malformed: {type(error).__name__}: {error}.") from error
+
+
+def _decode(doc: Any) -> Any:
+    if isinstance(doc, list):
+        return [_decode(v) for v in doc]
+    if not isinstance(doc, dict):
+        return doc
+    if "$" not in doc:
+        return {k: _decode(v) for k, v in doc.items()}
+    decoder = _DECODE.get(doc["$"])
+    if decoder is None:
+        raise InvalidMessage(f"A value has the unknown tag {doc['$']!r}; the node may run a newer fieldlab.")
+    return decoder(doc)
+
+
+def _parse_moment(cls: Any) -> Callable[[dict[str, Any]], Any]:
+    def run(doc: dict[str, Any]) -> Any:
+        value = cls.fromisoformat(doc["v"])
+        if "zone" in doc:
+            import zoneinfo
+
+            value = value.replace(tzinfo=zoneinfo.ZoneInfo(doc["zone"]))
+        return value.replace(fold=1) if "fold" in doc else value
+
+    return run
+
+
+def _known(path: str) -> Any:
+    """The class that ``module:qualname`` names, if this process has imported it already; never imports."""
+    module, _, qualname = path.partition(":")
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = vars(found).get(name) if isinstance(found, types.ModuleType | type) else None
+    return found if isinstance(found, type) else None
+
+
+def _decode_dataclass(doc: dict[str, Any]) -> Any:
+    fields = {k: _decode(v) for k, v in doc["v"].items()}
+    cls = _known(doc["type"])
+    if cls is None or not dataclasses.is_dataclass(cls) or {f.name for f in dataclasses.fields(cls)} != set(fields):
+        return Unresolved(doc["type"], fields)
+    value = object.__new__(cls)
+    for name, item in fields.items():
+        object.__setattr__(value, name, item)
+    return value
+
+
+def _decode_enum(doc: dict[str, Any]) -> Any:
+    cls = _known(doc["type"])
+    if cls is not None and issubclass(cls, enum.Enum) and doc["name"] in cls.__members__:
+        return cls.__members__[doc["name"]]
+    return Unresolved(doc["type"], {"name": doc["name"], "value": _decode(doc["v"])})
+
+
+def _decode_array(doc: dict[str, Any]) -> Any:
+    import numpy
+
+    dtype = numpy.dtype(doc["dtype"])
+    if dtype.hasobject:
+        raise InvalidMessage("An array of objects is no data.")
+    array = numpy.frombuffer(bytearray(base64.b64decode(doc["v"])), dtype=dtype).reshape(doc["shape"])
+    return array if doc["$"] == "ndarray" else array[()]
+
+
+def _decode_arrow(doc: dict[str, Any]) -> Any:
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(base64.b64decode(doc["v"])).read_all()
+    return table if doc["$"] == "table" else table.to_pandas()
+
+
+_DECODE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "int": lambda d: int(d["v"], 16),
+    "float": lambda d: float(d["v"]),
+    "str": lambda d: base64.b64decode(d["v"]).decode("utf-8", "surrogatepass"),
+    "bytes": lambda d: base64.b64decode(d["v"]),
+    "bytearray": lambda d: bytearray(base64.b64decode(d["v"])),
+    "complex": lambda d: complex(float(d["v"][0]), float(d["v"][1])),
+    "datetime": _parse_moment(dt.datetime),
+    "date": _parse_moment(dt.date),
+    "time": _parse_moment(dt.time),
+    "timedelta": lambda d: dt.timedelta(*d["v"]),
+    "decimal": lambda d: decimal.Decimal(d["v"]),
+    "uuid": lambda d: uuid.UUID(d["v"]),
+    "range": lambda d: range(*(int(v, 16) for v in d["v"])),
+    "path": lambda d: pathlib.Path(d["v"]),
+    "tuple": lambda d: tuple(_decode(v) for v in d["v"]),
+    "set": lambda d: {_decode(v) for v in d["v"]},
+    "frozenset": lambda d: frozenset(_decode(v) for v in d["v"]),
+    "dict": lambda d: {_decode(k): _decode(v) for k, v in d["v"]},
+    "dataclass": _decode_dataclass,
+    "enum": _decode_enum,
+    "ndarray": _decode_array,
+    "scalar": _decode_array,
+    "dataframe": _decode_arrow,
+    "table": _decode_arrow,
+}
