@@ -29,7 +29,11 @@ print(sys.executable)
 }
 
 find_python() {
-    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3.14 python3; do
+    if [ -n "${PYTHON:-}" ]; then
+        python=$(probe "$PYTHON") || die "PYTHON=$PYTHON is not a usable Python >= $minimum: $(printf '%s\n' "$python" | tail -n 1)"
+        return
+    fi
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
         command -v "$candidate" >/dev/null 2>&1 || continue
         if answer=$(probe "$candidate"); then
             python=$answer
@@ -37,24 +41,22 @@ find_python() {
         fi
         refused="${refused}
 setup:   $candidate: $(printf '%s\n' "$answer" | tail -n 1)"
-        [ "$candidate" = "${PYTHON:-}" ] && break
     done
-    die "no usable Python >= $minimum was found (tried PYTHON, python3.11 to python3.14, python3).${refused}" \
+    die "no usable Python >= $minimum was found (tried python3.11 to python3.14, and python3).${refused}" \
         "Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it: make setup PYTHON=/path/to/python3"
 }
 
 # uv comes into a virtual environment; where Debian's python3-venv is missing, into a plain folder by the system's pip.
 install_uv() {
     rm -rf .uv
-    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        "$python" -m venv .uv
+    if "$python" -m venv .uv >/dev/null 2>&1; then
         pip_install() { .uv/bin/python -m pip install "$@"; }
-    elif "$python" -m pip --version >/dev/null 2>&1; then
-        say "$python has no venv module; using its pip instead"
+    elif rm -rf .uv && "$python" -m pip --version >/dev/null 2>&1; then
+        say "$python cannot make a virtual environment with pip (no python3-venv?); its own pip installs uv into .uv instead"
         pip_install() { "$python" -m pip install --target .uv "$@"; }
     else
-        die "$python has neither the venv module nor pip, so uv cannot be installed." \
-            "Install one of them (Debian, Ubuntu: apt-get install python3-venv), then run make again."
+        die "$python can neither make a virtual environment with pip nor has pip itself, so uv cannot be installed." \
+            "Install what is missing (Debian, Ubuntu: apt-get install python3-venv), then run make again."
     fi
     pip_install --quiet --disable-pip-version-check --no-cache-dir --only-binary :all: "$uv_requirement" || {
         rm -rf .uv
