@@ -24,6 +24,7 @@ import pathlib
 import pickle
 import sys
 import types
+import typing
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -218,7 +219,7 @@ class _Encoder:
         raise _NotData(_type_name(cls))
 
     def _table(self, value: Any, cls: type) -> Any:
-        numpy = sys.modules["numpy"] if "numpy" in sys.modules else None
+        numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
             if cls is not numpy.ndarray and not isinstance(value, numpy.generic):
                 raise _NotData(_type_name(cls))
@@ -231,7 +232,7 @@ class _Encoder:
 
 def _arrow(value: Any, cls: type) -> Any:
     try:
-        import pyarrow
+        import pyarrow  # type: ignore[import-not-found]
     except ImportError as error:
         raise _NotData(_type_name(cls)) from error
     kind = {"DataFrame": "dataframe", "Table": "table"}.get(cls.__name__)
@@ -400,7 +401,7 @@ def _decode_dataclass(doc: dict[str, Any]) -> Any:
     cls = _known(doc["type"])
     if cls is None or not dataclasses.is_dataclass(cls) or {f.name for f in dataclasses.fields(cls)} != set(fields):
         return Unresolved(doc["type"], fields)
-    value = object.__new__(cls)
+    value: Any = object.__new__(typing.cast(type[Any], cls))
     for name, item in fields.items():
         object.__setattr__(value, name, item)
     return value

@@ -34,7 +34,7 @@ MAX_FRAME = 4 * 1024 * 1024
 
 
 def encode(value: Any) -> Any:
-    """Turn a dataclass (or a container of them) into what ``json.dumps`` takes. Fields equal to their default stay out."""
+    """Turn a dataclass (or a container of them) into what ``json.dumps`` takes. Fields at their default stay out."""
     if is_dataclass(value) and not isinstance(value, type):
         return _encoder(type(value))(value)
     if isinstance(value, Enum):
@@ -68,7 +68,7 @@ def decode(cls: type[T], data: Any) -> T:
     Raises:
         InvalidMessage: with the path of what is wrong, e.g. ``$.steps[3].name``.
     """
-    return typing.cast(T, _decoder(cls)(data, "$"))
+    return typing.cast(T, _decoder(typing.cast(Any, cls))(data, "$"))
 
 
 def dumps(value: Any) -> bytes:
@@ -225,7 +225,7 @@ def _tagged(base: type) -> Decoder:
         if type(data) is not dict or type(data.get("kind")) is not str:
             raise _fail(path, "an object with a kind", data)
         table = {getattr(cls, "kind", ""): cls for cls in base.__subclasses__()}
-        cls = table.get(data["kind"])
+        cls: Any = table.get(data["kind"])
         if cls is None:
             raise _fail(f"{path}.kind", "one of " + ", ".join(sorted(table)), data["kind"])
         return _dataclass(cls)(data.get("body", {}), f"{path}.body")
