@@ -1,0 +1,151 @@
+"""The seam between the services and a database: transactions, their topics, and those who wait for them.
+
+A command is ``await store.write(fn)``: ``fn(tx)`` is a synchronous function of one transaction, and runs on a thread of
+the store. When ``write`` returns, what ``fn`` did is on disk; when ``fn`` raises, nothing of it is. Topics that it
+noted (``tx.notify``) are woken after the commit. A question is ``await store.read(fn)``: one consistent snapshot.
+
+Invariants: ``fn`` touches nothing but its transaction (no network, no file, no await), because others wait behind it,
+and because it may be run again from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+__all__ = ["WORK", "Notifier", "Store", "Tx", "Watch", "deployment_topic", "experiment_topic"]
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+
+WORK = "work"  # the topic of the reconcile loop: some row wants to be looked at
+
+
+def experiment_topic(experiment_id: str) -> str:
+    """The topic of everything that readers of an experiment wait for: its records, events and states."""
+    return f"experiment:{experiment_id}"
+
+
+def deployment_topic(deployment_id: str) -> str:
+    """The topic of what only one executor waits for: the order to stop."""
+    return f"deployment:{deployment_id}"
+
+
+class Tx:
+    """One transaction. ``now`` is its time, in seconds since the epoch."""
+
+    def __init__(self, connection: sa.Connection, now: float) -> None:
+        self._connection = connection
+        self.now = now
+        self.topics: set[str] = set()
+
+    def execute(self, statement: sa.Executable, /, **parameters: Any) -> int:
+        """Run a statement; the number of rows that it changed."""
+        return self._connection.execute(statement, parameters).rowcount
+
+    def execute_many(self, statement: sa.Executable, rows: list[dict[str, Any]]) -> None:
+        """Run a statement once for each of ``rows``; nothing when there is none."""
+        if rows:
+            self._connection.execute(statement, rows)
+
+    def value(self, statement: sa.Executable, /, **parameters: Any) -> Any:
+        """The first column of the first row, or None."""
+        return self._connection.execute(statement, parameters).scalar()
+
+    def one(self, statement: sa.Executable, row: Callable[..., Row], /, **parameters: Any) -> Row | None:
+        """The first row as a ``row``, or None."""
+        found = self._connection.execute(statement, parameters).mappings().first()
+        return None if found is None else row(**found)
+
+    def all(self, statement: sa.Executable, row: Callable[..., Row], /, **parameters: Any) -> list[Row]:
+        """Every row as a ``row``."""
+        return [row(**found) for found in self._connection.execute(statement, parameters).mappings()]
+
+    def notify(self, *topics: str) -> None:
+        """Wake those who watch ``topics`` once this transaction is committed."""
+        self.topics.update(topics)
+
+
+class Watch:
+    """Tells when one of its topics was woken since the last ``wait`` (or since it was made)."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        """Let the present or the next ``wait`` return."""
+        self._event.set()
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait until woken, for at most ``timeout`` seconds; False if that time ran out or the director stops."""
+        if self._notifier.closed:
+            return False
+        try:
+            await asyncio.wait_for(self._event.wait(), timeout)
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return not self._notifier.closed
+
+
+class Notifier:
+    """Wakes watches by topic, within this process. Everything happens on the thread of one event loop."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, set[Watch]] = {}
+        self.closed = False
+
+    @contextmanager
+    def watch(self, *topics: str) -> Iterator[Watch]:
+        """A watch over ``topics``. Begin it before you read, so that nothing falls between reading and waiting."""
+        watch = Watch(self)
+        for topic in topics:
+            self._watches.setdefault(topic, set()).add(watch)
+        try:
+            yield watch
+        finally:
+            for topic in topics:
+                self._watches[topic].discard(watch)
+                if not self._watches[topic]:
+                    del self._watches[topic]
+
+    def wake(self, topics: Iterable[str]) -> None:
+        """Wake every watch over one of ``topics``."""
+        for topic in topics:
+            for watch in self._watches.get(topic, ()):
+                watch.wake()
+
+    def close(self) -> None:
+        """End every wait, now and from now on: the director stops."""
+        self.closed = True
+        self.wake(list(self._watches))
+
+
+class Store(Protocol):
+    """What services, HTTP and the reconcile loop know of a database."""
+
+    @property
+    def notifier(self) -> Notifier:
+        """Who waits for what is committed here."""
+        ...
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        """Run a command; it is on disk when this returns.
+
+        Raises:
+            Unavailable: the database could not take it (busy, disk full, stopping). Whatever ``fn`` itself raises.
+        """
+        ...
+
+    async def read(self, fn: Callable[[Tx], T]) -> T:
+        """Run a question on a snapshot; ``fn`` cannot change anything."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then let go of the database."""
+        ...

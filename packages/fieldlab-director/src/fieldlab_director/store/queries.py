@@ -1,0 +1,233 @@
+"""Every statement that the director sends, by name. Core only, so that SQLite and PostgreSQL run the same.
+
+A statement that answers a user carries the owner. Parameters are bound by name; an update's guards are called
+``guard_…`` so that they never collide with the columns that it sets.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+
+from fieldlab_director.store import schema as t
+
+__all__: list[str] = []  # used as ``queries.NAME``
+
+
+def _p(name: str) -> sa.BindParameter[object]:
+    return sa.bindparam(name)
+
+
+def _but(table: sa.Table, *names: str) -> list[sa.Column[object]]:
+    return [column for column in table.c if column.name not in names]
+
+
+_DEPLOYMENT_ENDS = [state for state in DeploymentState if state.terminal]
+_EXPERIMENT_ENDS = [state for state in ExperimentState if state.terminal]
+
+# --- meta, users, tokens ---------------------------------------------------------------------------------------------
+
+META = sa.select(t.meta.c.value).where(t.meta.c.name == _p("name"))
+ADD_META = sa.insert(t.meta)
+USER_BY_NAME = sa.select(t.users).where(t.users.c.name == _p("name"))
+ADD_USER = sa.insert(t.users)
+ADD_TOKEN = sa.insert(t.tokens)
+TOKEN = (
+    sa.select(
+        t.users.c.id.label("user_id"),
+        t.users.c.name.label("user"),
+        t.users.c.role,
+        t.tokens.c.digest,
+        t.tokens.c.expires,
+        t.tokens.c.revoked,
+    )
+    .join_from(t.tokens, t.users)
+    .where(t.tokens.c.id == _p("id"))
+)
+
+# --- infrastructures, nodes ------------------------------------------------------------------------------------------
+
+INFRASTRUCTURE = sa.select(t.infrastructures).where(t.infrastructures.c.id == _p("id"))
+INFRASTRUCTURES = (
+    sa.select(t.infrastructures).where(t.infrastructures.c.owner_id == _p("owner_id")).order_by(t.infrastructures.c.name)
+)
+ALL_INFRASTRUCTURES = sa.select(t.infrastructures).order_by(t.infrastructures.c.created, t.infrastructures.c.id)
+ADD_INFRASTRUCTURE = sa.insert(t.infrastructures)
+SET_INFRASTRUCTURE = (
+    sa.update(t.infrastructures)
+    .where(t.infrastructures.c.id == _p("guard_id"))
+    .values(state=_p("state"), message=_p("message"))
+)
+ADD_NODE = sa.insert(t.nodes)
+NODES = (
+    sa.select(t.nodes.c.infrastructure_id, t.nodes.c.node)
+    .join_from(t.nodes, t.infrastructures)
+    .where(t.infrastructures.c.owner_id == _p("owner_id"))
+    .order_by(t.infrastructures.c.created, t.infrastructures.c.id, t.nodes.c.position)
+)
+DELETE_NODES = sa.delete(t.nodes).where(t.nodes.c.infrastructure_id == _p("infrastructure_id"))
+COUNT_NODES = sa.select(t.nodes.c.infrastructure_id, sa.func.count().label("count")).group_by(
+    t.nodes.c.infrastructure_id
+)
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+_e = t.experiments
+EXPERIMENT = sa.select(_e).where(_e.c.id == _p("id"))
+EXPERIMENT_OF_OWNER = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.id == _p("id"))
+EXPERIMENT_BY_NAME = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.name == _p("name"))
+EXPERIMENT_NAMES = sa.select(_e.c.name).where(
+    _e.c.owner_id == _p("owner_id"), _e.c.name.startswith(_p("prefix"), autoescape=False)
+)
+EXPERIMENTS = (
+    sa.select(_e)
+    .where(
+        _e.c.owner_id == _p("owner_id"),
+        sa.or_(sa.literal_column("1") == _p("any_state"), _e.c.state == sa.bindparam("state", type_=_e.c.state.type)),
+        sa.or_(
+            _e.c.created < _p("before"),
+            sa.and_(_e.c.created == _p("before"), _e.c.id < _p("before_id")),
+        ),
+    )
+    .order_by(_e.c.created.desc(), _e.c.id.desc())
+    .limit(_p("limit"))
+)
+OPEN_EXPERIMENTS = sa.select(_e).where(_e.c.state.not_in(_EXPERIMENT_ENDS)).order_by(_e.c.created, _e.c.id)
+ADD_EXPERIMENT = sa.insert(_e)
+MOVE_EXPERIMENT = (
+    sa.update(_e)
+    .where(
+        _e.c.id == _p("guard_id"), _e.c.state == sa.bindparam("guard_state", type_=_e.c.state.type)
+    )
+    .values(state=_p("state"), message=_p("message"), started=_p("started"), ended=_p("ended"))
+)
+REQUEST_START = (
+    sa.update(_e)
+    .where(_e.c.id == _p("guard_id"), _e.c.start_requested.is_(None))
+    .values(start_requested=_p("start_requested"))
+)
+REQUEST_CANCEL = (
+    sa.update(_e)
+    .where(_e.c.id == _p("guard_id"), _e.c.cancel_requested.is_(None))
+    .values(cancel_requested=_p("cancel_requested"), cancel_reason=_p("cancel_reason"))
+)
+NEXT_EVENT = (
+    sa.update(_e)
+    .where(_e.c.id == _p("experiment_id"))
+    .values(last_event=_e.c.last_event + 1)
+    .returning(_e.c.last_event)
+)
+IDEMPOTENT = sa.select(t.idempotency.c.digest, t.idempotency.c.experiment_id).where(
+    t.idempotency.c.owner_id == _p("owner_id"), t.idempotency.c.key == _p("key")
+)
+ADD_IDEMPOTENT = sa.insert(t.idempotency)
+
+# --- deployments -----------------------------------------------------------------------------------------------------
+
+_d = t.deployments
+DEPLOYMENT = sa.select(_d).where(_d.c.id == _p("id"))
+DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
+DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id"))
+OPEN_DEPLOYMENTS = sa.select(_d).where(_d.c.state.not_in(_DEPLOYMENT_ENDS)).order_by(_d.c.look_at, _d.c.id)
+ADD_DEPLOYMENT = sa.insert(_d)
+MOVE_DEPLOYMENT = (
+    sa.update(_d)
+    .where(_d.c.id == _p("guard_id"), _d.c.state == sa.bindparam("guard_state", type_=_d.c.state.type))
+    .values(
+        state=_p("state"),
+        reason=_p("reason"),
+        message=_p("message"),
+        started=_p("started"),
+        ended=_p("ended"),
+        state_since=_p("state_since"),
+    )
+)
+CANCEL_DEPLOYMENT = (
+    sa.update(_d)
+    .where(_d.c.id == _p("guard_id"), _d.c.cancel_requested.is_(None))
+    .values(cancel_requested=_p("cancel_requested"), cancel_reason=_p("cancel_reason"), look_at=_p("look_at"))
+)
+LOOK_AT_ALL = (
+    sa.update(_d).where(_d.c.experiment_id == _p("guard_experiment_id")).values(look_at=_p("look_at"))
+)
+LOOK_AT = sa.update(_d).where(_d.c.id == _p("guard_id")).values(look_at=_p("look_at"))
+HOLD_CLAIM = sa.update(_d).where(_d.c.id == _p("guard_id")).values(journal_id=_p("journal_id"))
+SEEN = sa.update(_d).where(_d.c.id == _p("guard_id")).values(last_seen=_p("last_seen"))
+SET_ENDING = sa.update(_d).where(_d.c.id == _p("guard_id")).values(ending=_p("ending"))
+SET_DRAINED = sa.update(_d).where(_d.c.id == _p("guard_id")).values(drained=True)
+
+# --- records, events -------------------------------------------------------------------------------------------------
+
+_r, _j, _v = t.records, t.journals, t.events
+_JOURNAL = (
+    _j.c.deployment_id == _p("guard_deployment_id"),
+    _j.c.journal_id == _p("guard_journal_id"),
+    _j.c.lane == sa.bindparam("guard_lane", type_=_j.c.lane.type),
+)
+ACKED = sa.select(_j.c.acked).where(*_JOURNAL)
+ADD_JOURNAL = sa.insert(_j)
+SET_ACKED = sa.update(_j).where(*_JOURNAL).values(acked=_p("acked"))
+ADD_RECORD = sa.insert(_r)
+RECORDS = (
+    sa.select(_r.c.seq, _d.c.name.label("deployment"), _r.c.number, _r.c.late, _r.c.data)
+    .join_from(_r, _d, _r.c.deployment_id == _d.c.id)
+    .where(_r.c.experiment_id == _p("experiment_id"), _r.c.lane == _p("lane"), _r.c.seq > _p("after"))
+    .order_by(_r.c.seq)
+    .limit(_p("limit"))
+)
+_EVENT = _but(_v, "experiment_id")
+EVENT_BY_KEY = sa.select(*_EVENT).where(_v.c.experiment_id == _p("experiment_id"), _v.c.key == _p("key"))
+EVENTS = (
+    sa.select(*_EVENT)
+    .where(_v.c.experiment_id == _p("experiment_id"), _v.c.number > _p("after"))
+    .order_by(_v.c.number)
+    .limit(_p("limit"))
+)
+ADD_EVENT = sa.insert(_v)
+
+# --- blobs, artifacts ------------------------------------------------------------------------------------------------
+
+_a = t.artifacts
+BLOB = sa.select(t.blobs.c.size).where(t.blobs.c.digest == _p("digest"))
+ADD_BLOB = sa.insert(t.blobs)
+BLOB_OF_OWNER = (
+    sa.select(t.blobs.c.size)
+    .join_from(t.blobs, t.blob_refs)
+    .where(t.blob_refs.c.owner_id == _p("owner_id"), t.blobs.c.digest == _p("digest"))
+)
+OWNED_BLOBS = sa.select(t.blob_refs.c.digest).where(
+    t.blob_refs.c.owner_id == _p("owner_id"), t.blob_refs.c.digest.in_(sa.bindparam("digests", expanding=True))
+)
+ADD_BLOB_REF = sa.insert(t.blob_refs)
+ADD_ARTIFACT = sa.insert(_a)
+ANNOUNCED = sa.select(_a.c.size).where(
+    _a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256"), _a.c.lost == ""
+)
+ARTIFACTS_STORED = (
+    sa.update(_a)
+    .where(_a.c.deployment_id == _p("guard_deployment_id"), _a.c.sha256 == _p("guard_sha256"))
+    .values(stored=True, lost="")
+)
+ARTIFACTS_LOST = (
+    sa.update(_a)
+    .where(
+        _a.c.deployment_id == _p("guard_deployment_id"), _a.c.sha256 == _p("guard_sha256"), _a.c.stored.is_(False)
+    )
+    .values(lost=_p("lost"))
+)
+ALL_ARTIFACTS_LOST = (
+    sa.update(_a)
+    .where(_a.c.deployment_id == _p("guard_deployment_id"), _a.c.stored.is_(False), _a.c.lost == "")
+    .values(lost=_p("lost"))
+)
+AWAITED = (
+    sa.select(_a.c.sha256)
+    .where(_a.c.deployment_id == _p("deployment_id"), _a.c.stored.is_(False), _a.c.lost == "")
+    .distinct()
+)
+ARTIFACTS = (
+    sa.select(_d.c.name.label("deployment"), *_but(_a, "id", "experiment_id", "deployment_id", "value"))
+    .join_from(_a, _d, _a.c.deployment_id == _d.c.id)
+    .where(_a.c.experiment_id == _p("experiment_id"), _a.c.value.is_(False))
+    .order_by(_a.c.id)
+)

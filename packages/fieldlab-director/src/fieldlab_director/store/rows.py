@@ -1,0 +1,88 @@
+"""Rows as the services see them: frozen, typed, one class for each table that more than one service reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
+from fieldlab_common.node import Node
+from fieldlab_common.protocol import DeploymentSpec, Ended, ExperimentSettings
+
+__all__ = ["DeploymentRow", "ExperimentRow", "InfrastructureRow", "UserRow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserRow:
+    """A user; ``password`` is the argon2id hash, or None."""
+
+    id: str
+    name: str
+    password: str | None
+    role: str
+    created: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfrastructureRow:
+    """An attached infrastructure; ``options`` are sealed (``services.vault``)."""
+
+    id: str
+    owner_id: str
+    name: str
+    kind: str
+    options: bytes
+    state: str
+    message: str
+    created: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRow:
+    """An experiment; the columns are explained in ``schema``."""
+
+    id: str
+    owner_id: str
+    name: str
+    state: ExperimentState
+    message: str
+    settings: ExperimentSettings
+    start_requested: float | None
+    cancel_requested: float | None
+    cancel_reason: str
+    last_event: int
+    created: float
+    started: float | None
+    ended: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentRow:
+    """A deployment; the columns are explained in ``schema``."""
+
+    id: str
+    experiment_id: str
+    position: int
+    name: str
+    infrastructure_id: str
+    node: Node
+    spec: DeploymentSpec
+    state: DeploymentState
+    reason: Reason | None
+    message: str
+    epoch: int
+    journal_id: str | None
+    ending: Ended | None
+    drained: bool
+    cancel_requested: float | None
+    cancel_reason: str
+    prepared: Any
+    handle: Any
+    attempts: int
+    look_at: float
+    lease: str | None
+    lease_until: float | None
+    state_since: float
+    started: float | None
+    ended: float | None
+    last_seen: float | None
