@@ -1,5 +1,5 @@
 """The database behind the director: tables, named statements, transactions, and the states' one way in.
 
-``base`` is the seam; ``sqlite`` the engine; ``schema``, ``queries`` and ``rows`` what is stored and how it is asked for;
+``base`` is the seam; ``sqlite`` the engine; ``schema``, ``queries`` and ``rows`` what is stored and asked for;
 ``states`` sets states; ``migrations`` makes the tables.
 """

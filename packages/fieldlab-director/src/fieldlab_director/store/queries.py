@@ -49,7 +49,9 @@ TOKEN = (
 
 INFRASTRUCTURE = sa.select(t.infrastructures).where(t.infrastructures.c.id == _p("id"))
 INFRASTRUCTURES = (
-    sa.select(t.infrastructures).where(t.infrastructures.c.owner_id == _p("owner_id")).order_by(t.infrastructures.c.name)
+    sa.select(t.infrastructures)
+    .where(t.infrastructures.c.owner_id == _p("owner_id"))
+    .order_by(t.infrastructures.c.name)
 )
 ALL_INFRASTRUCTURES = sa.select(t.infrastructures).order_by(t.infrastructures.c.created, t.infrastructures.c.id)
 ADD_INFRASTRUCTURE = sa.insert(t.infrastructures)
@@ -96,9 +98,7 @@ OPEN_EXPERIMENTS = sa.select(_e).where(_e.c.state.not_in(_EXPERIMENT_ENDS)).orde
 ADD_EXPERIMENT = sa.insert(_e)
 MOVE_EXPERIMENT = (
     sa.update(_e)
-    .where(
-        _e.c.id == _p("guard_id"), _e.c.state == sa.bindparam("guard_state", type_=_e.c.state.type)
-    )
+    .where(_e.c.id == _p("guard_id"), _e.c.state == sa.bindparam("guard_state", type_=_e.c.state.type))
     .values(state=_p("state"), message=_p("message"), started=_p("started"), ended=_p("ended"))
 )
 REQUEST_START = (
@@ -147,9 +147,7 @@ CANCEL_DEPLOYMENT = (
     .where(_d.c.id == _p("guard_id"), _d.c.cancel_requested.is_(None))
     .values(cancel_requested=_p("cancel_requested"), cancel_reason=_p("cancel_reason"), look_at=_p("look_at"))
 )
-LOOK_AT_ALL = (
-    sa.update(_d).where(_d.c.experiment_id == _p("guard_experiment_id")).values(look_at=_p("look_at"))
-)
+LOOK_AT_ALL = sa.update(_d).where(_d.c.experiment_id == _p("guard_experiment_id")).values(look_at=_p("look_at"))
 LOOK_AT = sa.update(_d).where(_d.c.id == _p("guard_id")).values(look_at=_p("look_at"))
 HOLD_CLAIM = sa.update(_d).where(_d.c.id == _p("guard_id")).values(journal_id=_p("journal_id"))
 SEEN = sa.update(_d).where(_d.c.id == _p("guard_id")).values(last_seen=_p("last_seen"))
@@ -210,9 +208,7 @@ ARTIFACTS_STORED = (
 )
 ARTIFACTS_LOST = (
     sa.update(_a)
-    .where(
-        _a.c.deployment_id == _p("guard_deployment_id"), _a.c.sha256 == _p("guard_sha256"), _a.c.stored.is_(False)
-    )
+    .where(_a.c.deployment_id == _p("guard_deployment_id"), _a.c.sha256 == _p("guard_sha256"), _a.c.stored.is_(False))
     .values(lost=_p("lost"))
 )
 ALL_ARTIFACTS_LOST = (

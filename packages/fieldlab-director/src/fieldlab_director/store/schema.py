@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them; the migrations in ``migrations/`` make the same, and a test compares the two.
+"""The tables, as SQLAlchemy Core sees them; ``migrations`` makes the same, and a test compares the two.
 
 Every table that holds a user's things leads to its owner. Times are seconds since the epoch, by the director's clock.
 States and messages are parsed where a row is read and checked where it is written (``Named``, ``Message``), so that
@@ -182,7 +182,9 @@ deployments = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),  # committed before a launch; 0: never launched
     sa.Column("journal_id", sa.String(64)),  # who claimed the present epoch
-    sa.Column("ending", Message(Ended)),  # what the executor said last; the deployment ends once its artifacts are there
+    sa.Column(
+        "ending", Message(Ended)
+    ),  # what the executor said last; the deployment ends once its artifacts are there
     sa.Column("drained", sa.Boolean, nullable=False),  # nothing more of it is to come
     sa.Column("cancel_requested", _TIME),
     sa.Column("cancel_reason", sa.Text, nullable=False),
