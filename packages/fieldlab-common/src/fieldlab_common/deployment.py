@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from fieldlab_common.environment import Environment, Resources
 from fieldlab_common.node import Node
@@ -21,7 +21,7 @@ from fieldlab_common.node import Node
 __all__ = ["Background", "Condition", "Deployment", "Graph", "Need", "On", "Repeat", "Retry", "StepSpec"]
 
 
-class On(str, Enum):
+class On(StrEnum):
     """Which end of a step an edge waits for."""
 
     SUCCESS = "success"  # it succeeded

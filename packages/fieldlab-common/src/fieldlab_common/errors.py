@@ -98,7 +98,7 @@ class ArgumentError(DefinitionError, TypeError):
 
 
 class StepMisuseError(DefinitionError, TypeError):
-    """A step was used as if it were already the value that it will produce (iterated, compared, formatted …)."""
+    """A step was used as if it were already its value (iterated, compared, formatted …)."""
 
     code = "step_misuse"
 
@@ -128,7 +128,7 @@ class InvalidNameError(DefinitionError, ValueError):
 
 
 class ArtifactNameError(InvalidNameError):
-    """An artifact's name would leave the step's folder or is not portable. Use a relative name like ``out/trace.csv``."""
+    """An artifact's name would leave the step's folder or is not portable. Use one like ``out/trace.csv``."""
 
     code = "artifact_name"
 
@@ -178,7 +178,7 @@ class RunFailed(FieldlabError):
 
 
 class StepFailed(FieldlabError):
-    """The value of a step was asked for, but the step failed, was skipped or was cancelled. See ``.error`` and ``.logs``."""
+    """The value of a step was asked for, but it did not succeed. See ``.error`` and ``.logs``."""
 
     code = "step_failed"
 

@@ -7,7 +7,7 @@ Invariant: a terminal state has no way out. ``docs/lifecycle.md`` shows these ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TypeVar
 
 from fieldlab_common.errors import IllegalTransition
@@ -15,7 +15,7 @@ from fieldlab_common.errors import IllegalTransition
 __all__ = ["TRANSITIONS", "DeploymentState", "ExperimentState", "Reason", "StepState", "advance"]
 
 
-class ExperimentState(str, Enum):
+class ExperimentState(StrEnum):
     """Where an experiment stands."""
 
     PREPARING = "preparing"  # accepted; its nodes are being made ready
@@ -32,7 +32,7 @@ class ExperimentState(str, Enum):
         return not TRANSITIONS[self]
 
 
-class DeploymentState(str, Enum):
+class DeploymentState(StrEnum):
     """Where the part of an experiment stands that runs on one node."""
 
     PENDING = "pending"  # accepted; nothing was done for it yet
@@ -52,7 +52,7 @@ class DeploymentState(str, Enum):
         return not TRANSITIONS[self]
 
 
-class StepState(str, Enum):
+class StepState(StrEnum):
     """Where a step stands on its node."""
 
     WAITING = "waiting"  # something it needs has not come to pass
@@ -68,7 +68,7 @@ class StepState(str, Enum):
         return not TRANSITIONS[self]
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why something ended as it did; the machine-readable half of it, beside a sentence for people."""
 
     RETURNED = "returned"  # the step's function returned a value

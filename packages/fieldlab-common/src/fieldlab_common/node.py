@@ -12,10 +12,10 @@ from typing import Any
 
 __all__ = ["Availability", "Node", "facts_of"]
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Availability(str, Enum):
+class Availability(StrEnum):
     """Whether a node can take a deployment now."""
 
     AVAILABLE = "available"  # reachable and free

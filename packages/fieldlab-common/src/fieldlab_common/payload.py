@@ -103,7 +103,7 @@ def loads_local(data: bytes) -> Any:
 def _seals(obj: Any) -> bool:
     try:
         _Sealer(io.BytesIO(), protocol=5).dump(obj)
-    except Exception:  # the same as in seal
+    except Exception:  # noqa: BLE001 - the same as in seal
         return False
     return True
 
@@ -232,7 +232,7 @@ class _Encoder:
 
 def _arrow(value: Any, cls: type) -> Any:
     try:
-        import pyarrow  # type: ignore[import-not-found]
+        import pyarrow
     except ImportError as error:
         raise _NotData(_type_name(cls)) from error
     kind = {"DataFrame": "dataframe", "Table": "table"}.get(cls.__name__)

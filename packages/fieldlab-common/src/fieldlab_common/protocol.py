@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from fieldlab_common import errors as e
@@ -234,7 +234,7 @@ class CancelRequest:
 # --- records of a journal ---------------------------------------------------------------------------------------------
 
 
-class Lane(str, Enum):
+class Lane(StrEnum):
     """The two ways of a journal to the director; each has its own numbers, files, acknowledgements and connection."""
 
     CONTROL = "control"  # step states, events, results, artifact announcements: never dropped
@@ -620,7 +620,7 @@ class ArtifactList:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-class Caller(str, Enum):
+class Caller(StrEnum):
     """Who may call an endpoint."""
 
     ANYONE = "anyone"  # also without a token

@@ -50,10 +50,10 @@ class Selector(ABC):
         return frozenset()
 
     def __and__(self, other: Selector) -> Selector:
-        return All((self, _need_selector(other)))
+        return AllOf((self, _need_selector(other)))
 
     def __or__(self, other: Selector) -> Selector:
-        return Any_((self, _need_selector(other)))
+        return AnyOf((self, _need_selector(other)))
 
     def __invert__(self) -> Selector:
         return Not(self)
@@ -61,7 +61,7 @@ class Selector(ABC):
     def __bool__(self) -> bool:
         raise StepMisuseError(
             f"The selector {self} has no truth value: it is asked of a node later.",
-            advice="Combine selectors with & | ~ and put each comparison in parentheses; `and`, `or`, `not` and chained comparisons do not work.",
+            advice="Combine selectors with & | ~, each comparison in parentheses; and, or, not do not work.",
         )
 
 
@@ -130,7 +130,7 @@ class Clause(Selector):
 
 
 @dataclass(frozen=True)
-class All(Selector):
+class AllOf(Selector):
     """Every part holds."""
 
     parts: tuple[Selector, ...]
@@ -148,7 +148,7 @@ class All(Selector):
 
 
 @dataclass(frozen=True)
-class Any_(Selector):
+class AnyOf(Selector):
     """At least one part holds."""
 
     parts: tuple[Selector, ...]
@@ -201,7 +201,7 @@ class Opaque(Selector):
 
 
 def _grouped(part: Selector) -> str:
-    return f"({part})" if isinstance(part, All | Any_) else str(part)
+    return f"({part})" if isinstance(part, AllOf | AnyOf) else str(part)
 
 
 def as_selector(when: Selector | Callable[[Node], bool] | None) -> Selector:

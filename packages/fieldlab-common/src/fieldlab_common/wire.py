@@ -220,12 +220,12 @@ def _container(origin: Any, args: tuple[Any, ...]) -> Decoder:
     return sequence
 
 
-def _tagged(base: type) -> Decoder:
+def _tagged(base: Any) -> Decoder:
     def run(data: Any, path: str) -> Any:
         if type(data) is not dict or type(data.get("kind")) is not str:
             raise _fail(path, "an object with a kind", data)
-        table = {getattr(cls, "kind", ""): cls for cls in base.__subclasses__()}
-        cls: Any = table.get(data["kind"])
+        table: dict[str, Any] = {sub.kind: sub for sub in base.__subclasses__()}
+        cls = table.get(data["kind"])
         if cls is None:
             raise _fail(f"{path}.kind", "one of " + ", ".join(sorted(table)), data["kind"])
         return _dataclass(cls)(data.get("body", {}), f"{path}.body")

@@ -1,0 +1,226 @@
+"""Tasks that fieldlab brings along: commands, gates, barriers and sent events.
+
+They are ordinary tasks on ``TaskContext``: the executor has no special case for any of them. Gates and barriers do
+not count for ``max_parallel``, because a waiting step uses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fieldlab_common.context import CommandFailed, TaskContext
+from fieldlab_common.environment import parse_duration
+from fieldlab_common.errors import ArgumentError, DefinitionError
+from fieldlab_common.events import RESERVED_PREFIX
+from fieldlab_common.selector import as_selector
+from fieldlab_common.step import Step
+from fieldlab_common.task import Implementation, Task, TaskSettings, When
+
+__all__ = ["Arg", "Barrier", "Send", "Shell", "WaitFor", "arg", "barrier", "send", "shell", "wait_for"]
+
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "text": lambda text: text,
+    "json": json.loads,
+    "lines": lambda text: text.splitlines(),
+}
+
+
+@dataclass(frozen=True)
+class Arg:
+    """A placeholder in the list form of ``shell``."""
+
+    name: str
+
+
+def arg(name: str) -> Arg:
+    """In the list form of ``shell``: the argument of that name."""
+    return Arg(name)
+
+
+class Shell(Task[Any]):
+    """A command line as a task. It is an argument list: no shell reads it, whatever the arguments hold."""
+
+    def __init__(
+        self,
+        words: Sequence[str | Arg],
+        name: str,
+        parse: str | Callable[[str], Any],
+        ok_codes: tuple[int, ...],
+        fill: bool,
+        settings: TaskSettings,
+        when: When,
+    ) -> None:
+        self.words, self.name, self.parse, self.ok_codes, self.fill = tuple(words), name, parse, ok_codes, fill
+        self.settings, self.when = settings, when
+        self.parameters = tuple(dict.fromkeys(self._parameters()))
+
+    def _parameters(self) -> Iterable[str]:
+        for word in self.words:
+            if isinstance(word, Arg):
+                yield word.name
+            elif self.fill:
+                yield from (field for _, field, _, _ in string.Formatter().parse(word) if field is not None)
+
+    @property
+    def task_name(self) -> str:
+        return self.name
+
+    def implementations(self) -> tuple[Implementation, ...]:
+        return (Implementation(name="", when=as_selector(self.when), call=self.run, settings=self.settings),)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Step[Any]:
+        if len(args) > len(self.parameters):
+            raise ArgumentError(f"{self.name} takes {len(self.parameters)} arguments, not {len(args)}.")
+        given = dict(zip(self.parameters, args, strict=False))
+        doubled, unknown = given.keys() & kwargs.keys(), kwargs.keys() - set(self.parameters)
+        missing = set(self.parameters) - given.keys() - kwargs.keys()
+        if doubled or unknown or missing:
+            wrong = ", ".join(sorted(doubled | unknown | missing))
+            raise ArgumentError(f"{self.name} takes the arguments ({', '.join(self.parameters)}); wrong: {wrong}.")
+        return Step(self, (), {**given, **kwargs}, takes_context=False)
+
+    def command(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The argument list with the placeholders filled in."""
+        words = []
+        for word in self.words:
+            if isinstance(word, Arg):
+                words.append(str(arguments[word.name]))
+            else:
+                words.append(word.format(**arguments) if self.fill else word)
+        return words
+
+    def run(self, **arguments: Any) -> Any:
+        """Run the command; its standard output, parsed, is the value. What it says on standard error is logged."""
+        command = self.command(arguments)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+        )
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:  # the signal that stops a background step went to the command, too
+            output, _ = process.communicate()
+        sys.stdout.write(output)
+        code = process.returncode
+        if code not in self.ok_codes:
+            raise CommandFailed(
+                f"{shlex.join(command)} ended with code {code}; ok are {', '.join(map(str, self.ok_codes))}.",
+                exit_code=code,
+                output=output[-2000:],
+            )
+        return PARSERS[self.parse](output) if isinstance(self.parse, str) else self.parse(output)
+
+
+def shell(
+    command: str | Sequence[str | Arg],
+    *,
+    name: str | None = None,
+    parse: str | Callable[[str], Any] = "text",
+    ok_codes: Sequence[int] = (0,),
+    packages: Sequence[str] | None = None,
+    system_packages: Sequence[str] = (),
+    setup: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    timeout: float | str | None = None,
+    retries: int = 0,
+    cwd: str | None = None,
+    when: When = None,
+) -> Shell:
+    """Make a task of a command line. No shell is involved: text is split into an argument list here, once.
+
+    In the text form ``{name}`` is an argument; in the list form only ``fl.arg("name")`` is. ``parse`` makes the value
+    of the output: ``"text"``, ``"lines"``, ``"json"`` or a function. ``ok_codes`` are the exit codes of success.
+    """
+    fill = isinstance(command, str)
+    words: list[str | Arg] = list(shlex.split(command)) if isinstance(command, str) else list(command)
+    if not words:
+        raise DefinitionError("shell() needs a command.")
+    if isinstance(parse, str) and parse not in PARSERS:
+        raise DefinitionError(f"parse={parse!r}: it is one of {', '.join(PARSERS)}, or a function of the text.")
+    settings = TaskSettings(
+        packages=None if packages is None else tuple(packages),
+        system_packages=tuple(system_packages),
+        setup=tuple(setup),
+        env=dict(env or {}),
+        timeout=None if timeout is None else parse_duration(timeout),
+        retries=retries,
+        cwd=cwd,
+    )
+    called = name or str(words[0]).rpartition("/")[2]
+    return Shell(words, called, parse, tuple(ok_codes), fill, settings, when)
+
+
+class WaitFor(Task[Any]):
+    """A gate that an event opens; its value is the event's data."""
+
+    task_name = "wait_for"
+
+    def run(self, name: str, timeout: float | None, after: int, *, ctx: TaskContext) -> Any:
+        """Wait for the event."""
+        return ctx.events.wait(name, after=after, timeout=timeout)[-1].data
+
+
+class Send(Task[None]):
+    """Sends an event."""
+
+    task_name = "send"
+
+    def run(self, name: str, data: Any, *, ctx: TaskContext) -> None:
+        """Send it."""
+        ctx.events.send(name, data)
+
+
+class Barrier(Task[None]):
+    """Waits until all parties have come."""
+
+    task_name = "barrier"
+
+    def run(self, name: str, parties: int | str, timeout: float | None, *, ctx: TaskContext) -> None:
+        """Come to the barrier, and wait for the others."""
+        ctx.barrier(name, parties, timeout)
+
+
+def _waiting(step: Step[Any]) -> Step[Any]:
+    step.takes_slot = False
+    return step
+
+
+def check_event_name(name: str) -> str:
+    """Return ``name`` if users may send events of that name."""
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or name.startswith(RESERVED_PREFIX):
+        raise DefinitionError(
+            f"{name!r:.100} cannot be the name of an event.",
+            advice=f"Use text of 1 to 200 characters that does not begin with {RESERVED_PREFIX!r}.",
+        )
+    return name
+
+
+def wait_for(name: str, *, timeout: float | str | None = None, after: int = 0) -> Step[Any]:
+    """A gate: a step that ends when the event comes (also if it came before); its value is the event's data.
+
+    It fails after ``timeout`` seconds. ``after``: only events with a higher number count.
+    """
+    seconds = None if timeout is None else parse_duration(timeout)
+    return _waiting(WaitFor()(check_event_name(name), seconds, after))
+
+
+def send(name: str, data: Any = None) -> Step[None]:
+    """A step that sends an event; ``data`` may hold steps and node properties."""
+    return Send()(check_event_name(name), data)
+
+
+def barrier(name: str, *, parties: int | str = "all", timeout: float | str | None = None) -> Step[None]:
+    """A step that ends when all ``parties`` have come: a number, ``"all"`` deployments, or a role.
+
+    It fails with BarrierBroken when it can no longer fill, and after ``timeout`` seconds.
+    """
+    if isinstance(parties, bool) or not isinstance(parties, int | str) or (isinstance(parties, int) and parties < 1):
+        raise DefinitionError(f"parties={parties!r}: it is a number from 1, 'all', or a role.")
+    seconds = None if timeout is None else parse_duration(timeout)
+    return _waiting(Barrier()(check_event_name(name), parties, seconds))

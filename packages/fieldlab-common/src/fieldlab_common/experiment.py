@@ -1,0 +1,126 @@
+"""Experiments: a named list of what runs where, and how the run treats its nodes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fieldlab_common.dag import DAG, Choice
+from fieldlab_common.environment import Environment, Resources, parse_duration
+from fieldlab_common.errors import DefinitionError, DuplicateNameError, SelectionError
+from fieldlab_common.node import Node
+from fieldlab_common.step import check_name
+
+__all__ = ["REPORTING", "Assignment", "Experiment"]
+
+REPORTING = ("live", "quiet", "silent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A DAG (or a choice of DAGs) for one node, before it is resolved. ``name`` is the deployment's."""
+
+    name: str
+    dag: DAG | Choice
+    node: Node
+    role: str | None = None
+    environment: Environment | None = None
+    resources: Resources = field(default_factory=Resources)
+
+
+class Experiment:
+    """A named list of deployments and its settings.
+
+    ``reporting``: ``"live"``, ``"quiet"`` (nothing but a sign of life while a measured step runs) or ``"silent"``
+    (nothing until the end). A node that is silent for longer than ``lost_after`` is lost. With ``min_nodes`` the run
+    starts when at least so many deployments could be prepared. ``start_at`` is a time with a time zone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        reporting: str = "live",
+        lost_after: float | str = "6h",
+        min_nodes: int | None = None,
+        start_at: dt.datetime | None = None,
+    ) -> None:
+        if reporting not in REPORTING:
+            raise DefinitionError(f"reporting={reporting!r}: it is one of {', '.join(REPORTING)}.")
+        if start_at is not None and start_at.tzinfo is None:
+            raise DefinitionError("start_at has no time zone.", advice="Use datetime(..., tzinfo=...).")
+        if min_nodes is not None and min_nodes < 1:
+            raise DefinitionError(f"min_nodes={min_nodes}: it is at least 1.")
+        self.name = check_name(name, "an experiment")
+        self.reporting = reporting
+        self.lost_after = parse_duration(lost_after)
+        self.min_nodes = min_nodes
+        self.start_at = start_at
+        self._assignments: dict[str, Assignment] = {}
+
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """What was mapped so far, in order."""
+        return tuple(self._assignments.values())
+
+    def map(
+        self,
+        dag: DAG | Choice,
+        nodes: Iterable[Node] | Node,
+        *,
+        role: str | None = None,
+        env: Environment | None = None,
+        resources: Resources | None = None,
+        name: str = "{node}",
+    ) -> Experiment:
+        """Add a deployment of ``dag`` for each of ``nodes``; returns the experiment.
+
+        ``name`` is the deployment's, with ``{node}``, ``{role}`` and ``{index}`` (from 0) filled in. ``env`` None:
+        a ``Venv`` if a task asks for packages, else ``Host``.
+
+        Raises:
+            DuplicateNameError: a deployment of that name is there already.
+            SelectionError: there is no node.
+        """
+        if not isinstance(dag, DAG | Choice):
+            raise DefinitionError(f"map() takes a DAG or fl.choose(...), not {dag!r:.80}.")
+        chosen = [nodes] if isinstance(nodes, Node) else list(nodes)
+        if not chosen:
+            raise SelectionError(f"map() of {dag!r} got no node.", advice="Look at client.nodes() for what is there.")
+        for index, node in enumerate(chosen):
+            if not isinstance(node, Node):
+                raise DefinitionError(
+                    f"{node!r:.80} is no node.", advice="Take nodes from client.nodes(), or fl.Node.dummy()."
+                )
+            self._add(
+                Assignment(
+                    name=check_name(self._deployment_name(name, node, role, index), "a deployment"),
+                    dag=dag,
+                    node=node,
+                    role=role,
+                    environment=env,
+                    resources=resources or Resources(),
+                )
+            )
+        return self
+
+    def _deployment_name(self, template: str, node: Node, role: str | None, index: int) -> str:
+        try:
+            return template.format(node=node.name, role=role or "", index=index)
+        except (KeyError, IndexError, ValueError) as error:
+            raise DefinitionError(f"name={template!r}: only {{node}}, {{role}} and {{index}} are filled in.") from error
+
+    def _add(self, assignment: Assignment) -> None:
+        if assignment.name in self._assignments:
+            raise DuplicateNameError(
+                f"Experiment {self.name!r} has a deployment {assignment.name!r} already.",
+                advice='Give map() another name, such as name="{node}-second".',
+            )
+        self._assignments[assignment.name] = assignment
+
+    def __len__(self) -> int:
+        return len(self._assignments)
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.name}: {len(self)} deployments>"

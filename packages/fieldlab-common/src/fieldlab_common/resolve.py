@@ -1,0 +1,430 @@
+"""From an experiment to its deployments: for every node, which implementation, which environment, and why.
+
+Pure but for ``seal``, which the caller gives: it turns code or arguments into a blob and returns its digest (or
+raises UnpicklableError). Everything that is wrong is found in one go and returned as problems, the nearest miss
+first; nothing is raised for a node that does not fit.
+
+Nodes that resolve alike share one ``Graph`` object, and so one blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol
+
+from fieldlab_common.builtin import Barrier, WaitFor
+from fieldlab_common.dag import DAG, steps_of
+from fieldlab_common.deployment import Condition, Deployment, Graph, Need, On, Repeat, Retry, StepSpec
+from fieldlab_common.environment import Environment, Host, Requirements, Venv, conflicting_pins
+from fieldlab_common.errors import FieldlabError
+from fieldlab_common.experiment import Assignment, Experiment
+from fieldlab_common.node import Node, facts_of
+from fieldlab_common.selector import Field
+from fieldlab_common.step import ByNode, File, Pick, Step
+from fieldlab_common.task import Implementation, Task, arguments_for, sendable
+
+__all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
+
+
+class Sealer(Protocol):
+    """What makes blobs of code, arguments and files."""
+
+    def seal(self, obj: Any, what: str) -> str:
+        """Seal an object and return the digest; the same object gives the same digest."""
+
+    def seal_file(self, path: str) -> str:
+        """Take a file in and return its digest.
+
+        Raises:
+            DefinitionError: it cannot be read.
+        """
+
+    def bundles(self) -> tuple[str, ...]:
+        """Digests of the source bundles of the modules that what was sealed so far refers to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An implementation that does not fit a node, and why."""
+
+    implementation: str
+    because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepChoice:
+    """Which implementation a deployment's step uses, and why."""
+
+    deployment: str
+    step: str
+    task: str
+    implementation: str
+    because: str
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why the experiment cannot run as it is. ``code`` is the stable code of the error that it stands for."""
+
+    code: str
+    message: str
+    deployment: str | None = None
+    step: str | None = None
+
+    def __str__(self) -> str:
+        where = ", step ".join(part for part in (self.deployment, self.step) if part)
+        return f"{where}: {self.message}" if where else self.message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """What resolving gave. ``environments``: for each deployment, why its environment is what it is."""
+
+    deployments: tuple[Deployment, ...]
+    choices: tuple[StepChoice, ...]
+    problems: tuple[Problem, ...]
+    environments: Mapping[str, str]
+
+
+def resolve(experiment: Experiment, sealer: Sealer, *, python: str) -> Resolution:
+    """Choose everything for every node of ``experiment``. ``python`` is the client's version, like ``3.11``."""
+    return _Resolver(experiment, sealer, python).run()
+
+
+class _Resolver:
+    def __init__(self, experiment: Experiment, sealer: Sealer, python: str) -> None:
+        self._experiment = experiment
+        self._sealer = sealer
+        self._python = python
+        self._deployments: list[Deployment] = []
+        self._choices: list[StepChoice] = []
+        self._problems: list[Problem] = []
+        self._why: dict[str, str] = {}
+        self._graphs: dict[Any, Graph] = {}
+        self._codes: dict[Any, str] = {}
+        self._by_value = False
+
+    def run(self) -> Resolution:
+        if not len(self._experiment):
+            self._problems.append(Problem(code="definition", message="The experiment has no deployment: map a DAG."))
+        for assignment in self._experiment.assignments:
+            self._assign(assignment)
+        self._across_nodes()
+        return Resolution(
+            deployments=tuple(self._deployments),
+            choices=tuple(self._choices),
+            problems=tuple(dict.fromkeys(self._problems)),
+            environments=self._why,
+        )
+
+    def _problem(self, assignment: Assignment, code: str, message: str, step: str | None = None) -> None:
+        self._problems.append(Problem(code=code, message=message, deployment=assignment.name, step=step))
+
+    def _assign(self, assignment: Assignment) -> None:
+        dag = self._dag(assignment)
+        if dag is None:
+            return
+        before = len(self._problems)
+        chosen = self._implementations(assignment, dag)
+        environment = self._environment(assignment, chosen)
+        self._fits(assignment, environment)
+        self._arguments(assignment, dag)
+        if len(self._problems) > before:
+            return
+        graph = self._graph(assignment, dag, chosen)
+        if graph is not None:
+            self._deployments.append(
+                Deployment(
+                    name=assignment.name,
+                    node=assignment.node,
+                    graph=graph,
+                    environment=environment,
+                    resources=assignment.resources,
+                    role=assignment.role,
+                    python=self._python if self._by_value else "",
+                )
+            )
+
+    def _dag(self, assignment: Assignment) -> DAG | None:
+        choice = assignment.dag
+        if isinstance(choice, DAG):
+            return choice
+        reasons = []
+        for when, dag in choice.options:
+            verdict = when.explain(assignment.node)
+            if verdict.holds:
+                return dag
+            reasons.append(f"{dag.name}: {verdict.because}")
+        if choice.default is None:
+            self._problem(assignment, "selection", f"no DAG fits the node ({'; '.join(reasons)}); give a default.")
+        return choice.default
+
+    # --- implementations and environment ---
+
+    def _implementations(self, assignment: Assignment, dag: DAG) -> dict[str, Implementation]:
+        chosen: dict[str, Implementation] = {}
+        seen: dict[int, tuple[Implementation | None, str, tuple[Rejected, ...]]] = {}
+        for step in dag.checked():
+            task = _task(step)
+            if id(task) not in seen:
+                seen[id(task)] = _choose(task, assignment.node)
+            found, because, rejected = seen[id(task)]
+            if found is None:
+                misses = "; ".join(f"{r.implementation or 'base'}: {r.because}" for r in rejected)
+                self._problem(
+                    assignment, "no_implementation", f"no implementation fits the node ({misses}).", step.name
+                )
+                continue
+            chosen[step.name] = found
+            self._choices.append(
+                StepChoice(
+                    deployment=assignment.name,
+                    step=step.name,
+                    task=task.task_name,
+                    implementation=found.name,
+                    because=because,
+                    rejected=rejected,
+                )
+            )
+        return chosen
+
+    def _environment(self, assignment: Assignment, chosen: Mapping[str, Implementation]) -> Environment:
+        needs = Requirements()
+        asking: dict[str, None] = {}
+        for name, implementation in chosen.items():
+            if implementation.settings.requirements != Requirements():
+                needs = needs.merged(implementation.settings.requirements)
+            if implementation.settings.packages:
+                asking[name] = None
+        if assignment.environment is not None:
+            environment, why = assignment.environment, "given"
+        elif asking:
+            environment, why = Venv(), f"packages are asked for by {_some(list(asking))}"
+        else:
+            environment, why = Host(), "no task asks for packages"
+        if isinstance(environment, Host) and needs.packages and assignment.environment is not None:
+            why = f"given; the packages that {_some(list(asking))} asks for are expected to be there"
+        self._why[assignment.name] = why
+        environment = environment.needing(needs)
+        for name, first, second in conflicting_pins(environment.requirements.packages):
+            self._problem(assignment, "conflicting_pins", f"{name} is pinned to {first} and to {second}.")
+        return environment
+
+    def _fits(self, assignment: Assignment, environment: Environment) -> None:
+        node = assignment.node
+        if node.os == "windows":
+            self._problem(assignment, "unsupported", "the node runs Windows, which executors do not support yet.")
+        if environment.kind not in node.environments:
+            has = ", ".join(node.environments) or "none"
+            self._problem(
+                assignment, "unsupported", f"the node cannot run a {environment.kind} environment; it has {has}."
+            )
+        if node.python and self._python not in node.python and environment.kind != "container":
+            has = ", ".join(node.python)
+            self._problem(
+                assignment, "python_version", f"code travels for Python {self._python}, and the node has {has} only."
+            )
+        if environment.requirements.system_packages and node.get("root") is False:
+            names = ", ".join(environment.requirements.system_packages)
+            self._problem(
+                assignment, "unsupported", f"system packages ({names}) need root, which the node does not give."
+            )
+
+    def _arguments(self, assignment: Assignment, dag: DAG) -> None:
+        facts = facts_of(assignment.node)
+        for step in dag.checked():
+            for reference in step.refers:
+                if isinstance(reference, Field):
+                    name = reference.__fieldlab_reference__()[1]
+                    if name not in facts:
+                        self._problem(
+                            assignment,
+                            "unknown_name",
+                            f"the node has no `{name}`; it has {_some(sorted(facts))}.",
+                            step.name,
+                        )
+
+    def _across_nodes(self) -> None:
+        if self._experiment.reporting != "silent" or len(self._experiment) < 2:
+            return
+        for assignment in self._experiment.assignments:
+            for step in steps_of(assignment.dag):
+                if isinstance(step.task, Barrier | WaitFor):
+                    self._problem(
+                        assignment,
+                        "silent_events",
+                        'waits for other nodes, which reporting="silent" does not allow.',
+                        step.name,
+                    )
+
+    # --- graphs ---
+
+    def _graph(self, assignment: Assignment, dag: DAG, chosen: Mapping[str, Implementation]) -> Graph | None:
+        per_node = any(isinstance(r, ByNode) for step in dag.checked() for r in step.refers)
+        key = (id(dag), tuple(i.name for i in chosen.values()), assignment.name if per_node else "")
+        if key in self._graphs:
+            return self._graphs[key]
+        specs: list[StepSpec] = []
+        for step in dag.checked():
+            try:
+                specs.append(self._spec(step, chosen[step.name], assignment.node))
+            except FieldlabError as error:
+                self._problem(assignment, error.code, str(error), step.name)
+        if len(specs) < len(dag):
+            return None
+        graph = Graph(
+            name=dag.name,
+            steps=tuple(specs),
+            max_parallel=dag.max_parallel,
+            stop_on_failure=dag.stop_on_failure,
+            bundles=self._sealer.bundles(),
+        )
+        self._graphs[key] = graph
+        return graph
+
+    def _spec(self, step: Step[Any], implementation: Implementation, node: Node) -> StepSpec:
+        settings = implementation.settings
+        files = {r.path: self._sealer.seal_file(r.path) for r in step.refers if isinstance(r, File)}
+        over_path: tuple[Any, ...] = step.over.path if isinstance(step.over, Pick) else ()
+        return StepSpec(
+            name=step.name,
+            task=step.task.task_name,
+            implementation=implementation.name,
+            code=self._code(step, implementation),
+            args=self._args(step, implementation, node, files),
+            needs=_needs(step),
+            need=step.need,
+            during=tuple(dict.fromkeys(other.name for other in step.during_steps)),
+            background=step.background,
+            timeout=settings.timeout,
+            retry=self._retry(step, implementation),
+            when=self._condition(step),
+            repeat=self._repeat(step),
+            over=_step_name(step.over),
+            over_path=over_path,
+            env=dict(settings.env),
+            cwd=settings.cwd,
+            measured=step.is_measured,
+            exclusive=step.exclusives,
+            slot=step.takes_slot,
+            files=tuple(dict.fromkeys(files.values())),
+        )
+
+    def _code(self, step: Step[Any], implementation: Implementation) -> str:
+        task = _task(step)
+        key = (id(task), implementation.name)
+        if key not in self._codes:
+            code, by_value = sendable(task, implementation)
+            self._by_value = self._by_value or by_value
+            self._codes[key] = self._sealer.seal(code, f"task {task.task_name!r}")
+        return self._codes[key]
+
+    def _args(self, step: Step[Any], implementation: Implementation, node: Node, files: Mapping[str, str]) -> str:
+        arguments = arguments_for(implementation.call, step.args, step.kwargs)
+        if any(isinstance(r, ByNode | File) for r in step.refers):
+            arguments = _filled(arguments, node, files)
+        return self._sealer.seal(arguments, f"the arguments of step {step.name!r}")
+
+    def _function(self, function: Callable[..., Any], what: str) -> str:
+        self._by_value = True
+        return self._sealer.seal(function, what)
+
+    def _retry(self, step: Step[Any], implementation: Implementation) -> Retry:
+        settings = implementation.settings
+        if not settings.retries:
+            return Retry()
+        return Retry(
+            times=settings.retries,
+            delay=settings.retry_delay,
+            backoff=settings.retry_backoff,
+            condition=settings.retry_if and self._function(settings.retry_if, f"retry_if of step {step.name!r}"),
+        )
+
+    def _condition(self, step: Step[Any]) -> Condition | None:
+        if step.condition is None:
+            return None
+        source, function = step.condition
+        code = self._function(function, f"the condition of step {step.name!r}")
+        path = source.path if isinstance(source, Pick) else ()
+        return Condition(step=_step_name(source) or "", code=code, path=path)
+
+    def _repeat(self, step: Step[Any]) -> Repeat | None:
+        if step.repetition is None:
+            return None
+        until = step.repetition["until"]
+        code = None if until is None else self._function(until, f"until of step {step.name!r}")
+        return Repeat(**{**step.repetition, "until": code})
+
+
+def _task(step: Step[Any]) -> Task[Any]:
+    task = step.task
+    assert isinstance(task, Task)  # only tasks make steps; TaskLike is for the type checker's direction of imports
+    return task
+
+
+def _choose(task: Task[Any], node: Node) -> tuple[Implementation | None, str, tuple[Rejected, ...]]:
+    rejected: list[Rejected] = []
+    for implementation in task.implementations():
+        verdict = implementation.when.explain(node)
+        if verdict.holds:
+            return implementation, verdict.because, tuple(rejected)
+        rejected.append(Rejected(implementation=implementation.name, because=verdict.because))
+    return None, "", tuple(rejected)
+
+
+def _step_name(reference: Step[Any] | Pick | None) -> str | None:
+    if reference is None:
+        return None
+    return reference.name if isinstance(reference, Step) else reference.step.name
+
+
+def _needs(step: Step[Any]) -> tuple[Need, ...]:
+    data: dict[str, bool] = {}  # name -> whether only its error or status is used
+    sources: list[Any] = [r for r in step.refers if isinstance(r, Step | Pick)]
+    sources += [step.over] if step.over is not None else []
+    sources += [step.condition[0]] if step.condition is not None else []
+    for reference in sources:
+        name = _step_name(reference) or ""
+        weak = isinstance(reference, Pick) and reference.attribute != "value"
+        data[name] = data.get(name, True) and weak
+    written: dict[str, set[On]] = {}
+    for edge in step.edges:
+        written.setdefault(edge.step.name, set()).add(edge.on)
+    found: list[Need] = []
+    for name, weak in data.items():
+        ons = written.pop(name, set())
+        if not weak:
+            ons.add(On.SUCCESS)
+        found += [Need(step=name, on=on, data=True) for on in sorted(ons) or [On.ALWAYS]]
+    found += [Need(step=name, on=on) for name, ons in written.items() for on in sorted(ons)]
+    return tuple(found)
+
+
+def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:
+    """The arguments with files named by digest and by_node computed."""
+    if isinstance(value, ByNode):
+        return value.function(node)
+    if isinstance(value, File):
+        return _FileReference(files[value.path], value.path.replace("\\", "/").rpartition("/")[2])
+    if isinstance(value, Mapping):
+        return {_filled(k, node, files): _filled(v, node, files) for k, v in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_filled(v, node, files) for v in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: _filled(getattr(value, f.name), node, files) for f in fields(value) if f.init}
+        return type(value)(**changed)
+    return value
+
+
+class _FileReference:
+    def __init__(self, digest: str, name: str) -> None:
+        self._parts = ("file", digest, name)
+
+    def __fieldlab_reference__(self) -> tuple[str, str, str]:
+        return self._parts
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
