@@ -191,9 +191,9 @@ class ClearTimer:
 class Evaluate:
     """Have a child run user code (or count), with a deadline.
 
-    ``when``, ``until``: call blob ``code`` with the value; ``retry_if``: with ``text``, the error; ``length``: count the
-    items of the list. The value is that of ``handle`` (``many``: ``handle`` is the tuple of an iterated step's handles,
-    the value their list), followed along ``path``.
+    ``when``, ``until``: call blob ``code`` with the value; ``retry_if``: with ``text``, the error; ``length``: count
+    the items of the list. The value is that of ``handle`` (``many``: ``handle`` is the tuple of an iterated step's
+    handles, the value their list), followed along ``path``.
     """
 
     id: int

@@ -1,0 +1,261 @@
+"""What the machine remembers: each step's place between waiting and ended, and who holds which slot.
+
+``wire`` turns a graph into ``Step`` objects that know each other, with counters instead of sets to be searched, so that
+an edge is looked at once when its source ends, however large the graph is. ``Slots`` shares out ``max_parallel`` and
+the exclusive resources, first come first served; an attempt takes all that it needs at once or nothing, so that two
+attempts can never wait for each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fieldlab_common.deployment import Graph, Need, On, StepSpec
+from fieldlab_common.errors import InvalidMessage
+from fieldlab_common.lifecycle import Reason, StepState
+
+from fieldlab_executor.instructions import Input, Key, Outcome
+
+__all__ = ["Item", "Slots", "Step", "wire"]
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One iteration of a step, or a step that is not iterated (``iteration`` None): what is tried, and tried again."""
+
+    step: Step
+    iteration: int | None
+    planned: float  # when it should start
+    delay: float  # before its next attempt
+    attempt: int = 1
+    live: bool = True  # it has not ended, and was not dropped
+    running: bool = False
+    ready: bool = False  # of a background step: those that are `during` it may start
+    timed_out: bool = False
+    killed: bool = False
+    kill_at: float | None = None
+    started: float = 0.0
+    woken: str = ""  # the resource whose release brought it back to the queue
+
+    @property
+    def key(self) -> Key:
+        """The key of its present attempt."""
+        return Key(step=self.step.spec.name, attempt=self.attempt, iteration=self.iteration)
+
+
+@dataclass(slots=True, eq=False)
+class Edge:
+    """The way from a step to one that needs it. ``required``: it must be satisfied whatever ``StepSpec.need`` says."""
+
+    target: Step
+    need: Need
+    required: bool
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One step of the graph as it stands."""
+
+    spec: StepSpec
+    state: StepState = StepState.WAITING
+    # what it waits for, and who waits for it
+    edges: list[Edge] = field(default_factory=list)
+    open: int = 0  # edges to it that must be satisfied and are not yet
+    open_any: int = 0  # edges to it of which one is enough
+    met: bool = True  # one of those is satisfied, or there are none
+    sources: list[Step] = field(default_factory=list)  # the steps that its arguments may refer to
+    inputs: Mapping[str, Input] | None = None
+    seen: Input | None = None  # what others' arguments may take of it, once it has ended
+    admitted: bool = False  # all that it waited for has come; its condition is asked, or it is queued
+    # as a background step, and beside background steps
+    hosts: list[Step] = field(default_factory=list)  # the background steps that it is `during`
+    followers: list[Step] = field(default_factory=list)  # the steps that are `during` it
+    followers_left: int = 0
+    unready: int = 0  # those of `hosts` that are not ready
+    held: list[Item] = field(default_factory=list)  # what was to start while they were not
+    ready: bool = False
+    awaited: int = 1  # how many of its items must be ready before it is
+    asked: bool = False  # nothing is `during` it any more
+    own_left: int = 0  # foreground steps that descend from it and have not ended
+    ancestors: list[Step] = field(default_factory=list)  # the background steps whose `own_left` it counts for
+    # as it runs
+    items: dict[int | None, Item] = field(default_factory=dict)  # those that have not ended
+    handles: list[Any] = field(default_factory=list)
+    failure: Outcome | None = None  # how the first item failed
+    started: float | None = None
+    intent: Reason | None = None  # why it was told to stop; the first reason stays
+    intent_message: str = ""
+    error: str = ""
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.spec.name
+
+    @property
+    def iterated(self) -> bool:
+        """Whether its value is the list of its iterations' values."""
+        return self.spec.repeat is not None or self.spec.over is not None
+
+    @property
+    def free(self) -> bool:
+        """Whether all that it waits for has come to pass."""
+        return self.met and not self.open and not self.unready
+
+    @property
+    def rescued(self) -> bool:
+        """Whether another step waits for its failure, or for its end in whatever way."""
+        return any(edge.need.on is not On.SUCCESS for edge in self.edges)
+
+    @property
+    def handled(self) -> bool:
+        """Whether such a step succeeded."""
+        return any(e.need.on is not On.SUCCESS and e.target.state is StepState.SUCCEEDED for e in self.edges)
+
+    def input(self) -> Input:
+        """What other steps' arguments may take of it now."""
+        if self.seen is not None:
+            return self.seen
+        handles = tuple(self.handles) if self.state is StepState.SUCCEEDED else ()
+        seen = Input(handles=handles, many=self.iterated, error=self.error or self.message, status=self.state.value)
+        if self.state.terminal:
+            self.seen = seen
+        return seen
+
+
+# --- from the graph ---------------------------------------------------------------------------------------------------
+
+
+def wire(graph: Graph) -> dict[str, Step]:
+    """Make the steps of ``graph``, each knowing its neighbours, in the graph's order.
+
+    Raises:
+        InvalidMessage: the graph breaks an invariant of ``deployment``; running it might never end.
+    """
+    if graph.max_parallel is not None and graph.max_parallel < 1:
+        raise InvalidMessage(f"max_parallel is {graph.max_parallel}; it must be at least 1, or None for no limit.")
+    steps: dict[str, Step] = {}
+    for spec in graph.steps:
+        if spec.name in steps:
+            raise InvalidMessage(f"The graph has two steps named {spec.name!r}.")
+        step = Step(spec)
+        _connect(step, steps)
+        steps[spec.name] = step
+    _count_descendants(steps.values())
+    return steps
+
+
+def _connect(step: Step, before: Mapping[str, Step]) -> None:
+    spec = step.spec
+    if spec.need not in ("all", "any") or (spec.repeat is not None and spec.over is not None):
+        raise InvalidMessage(f"Step {spec.name!r} has need={spec.need!r}, or is both repeated and mapped.")
+    for need in spec.needs:
+        required = spec.need == "all"
+        _earlier(spec, need.step, before).edges.append(Edge(step, need, required))
+        step.open += required
+        step.open_any += not required
+    step.met = not step.open_any
+    for name in dict.fromkeys(n for n in (spec.over, spec.when and spec.when.step) if n):
+        _earlier(spec, name, before).edges.append(Edge(step, Need(step=name), required=True))
+        step.open += 1
+    names = [need.step for need in spec.needs if need.data] + ([spec.over] if spec.over else [])
+    step.sources = [before[name] for name in dict.fromkeys(names)]
+    for name in dict.fromkeys(spec.during):
+        host = _earlier(spec, name, before)
+        if host.spec.background is None:
+            raise InvalidMessage(f"Step {spec.name!r} is during {name!r}, which is not a background step.")
+        host.followers.append(step)
+        host.followers_left += 1
+        step.hosts.append(host)
+        step.unready += 1
+
+
+def _earlier(spec: StepSpec, name: str, before: Mapping[str, Step]) -> Step:
+    if name not in before:
+        raise InvalidMessage(f"Step {spec.name!r} needs {name!r}, which does not stand before it in the graph.")
+    return before[name]
+
+
+def _count_descendants(steps: Iterable[Step]) -> None:
+    """For each background step that nothing is `during`: count the foreground steps that descend from it."""
+    for host in steps:
+        if host.spec.background is None or host.followers:
+            continue
+        found: set[int] = set()
+        queue = [edge.target for edge in host.edges]
+        while queue:
+            step = queue.pop()
+            if id(step) in found:
+                continue
+            found.add(id(step))
+            queue.extend(edge.target for edge in step.edges)
+            if step.spec.background is None:
+                step.ancestors.append(host)
+                host.own_left += 1
+
+
+# --- who may run ------------------------------------------------------------------------------------------------------
+
+
+class Slots:
+    """Shares out ``max_parallel`` and the exclusive resources.
+
+    Invariant: when a resource is free and items are parked for it, one of them is in a queue with ``woken`` naming it,
+    so none is forgotten, and a release wakes one item, not all.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._free: float = math.inf if limit is None else limit
+        self._bound: deque[Item] = deque()  # these take a slot
+        self._unbound: deque[Item] = deque()
+        self._taken: set[str] = set()
+        self._parked: dict[str, deque[Item]] = {}
+
+    def offer(self, item: Item) -> None:
+        """Queue an item that wants to start."""
+        queue = self._bound if takes_slot(item.step.spec) else self._unbound
+        (queue.appendleft if item.woken else queue.append)(item)
+
+    def take(self) -> Item | None:
+        """The next item that may start; it now holds what it needs. None: nothing can start for the time being."""
+        while (item := self._next()) is not None:
+            woken, item.woken = item.woken, ""
+            if item.live:
+                busy = next((name for name in item.step.spec.exclusive if name in self._taken), None)
+                if busy is None:
+                    self._taken.update(item.step.spec.exclusive)
+                    self._free -= takes_slot(item.step.spec)
+                    return item
+                self._parked.setdefault(busy, deque()).append(item)
+                if busy == woken:
+                    continue
+            self._wake(woken)
+        return None
+
+    def release(self, item: Item) -> None:
+        """Give back what the item holds."""
+        self._free += takes_slot(item.step.spec)
+        self._taken.difference_update(item.step.spec.exclusive)
+        for name in dict.fromkeys(item.step.spec.exclusive):
+            self._wake(name)
+
+    def _next(self) -> Item | None:
+        if self._unbound:
+            return self._unbound.popleft()
+        return self._bound.popleft() if self._bound and self._free > 0 else None
+
+    def _wake(self, name: str) -> None:
+        if parked := self._parked.get(name):
+            item = parked.popleft()
+            item.woken = name
+            self.offer(item)
+
+
+def takes_slot(spec: StepSpec) -> bool:
+    """Whether it counts for ``max_parallel``. A background step never does: what is `during` it would wait for ever."""
+    return spec.slot and spec.background is None
