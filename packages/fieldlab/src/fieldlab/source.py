@@ -1,0 +1,112 @@
+"""Where a run is read from: a director, or this process itself (``fieldlab.local``). One interface for both.
+
+A ``Run`` follows by cursor and asks again from where it stood; a source answers one page at a time and holds no state
+of the reader. ``DirectorSource`` rides out a director that is restarted: every call here is safe to repeat, and is
+repeated for ``PATIENCE`` seconds before the reader is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from fieldlab_common import errors as e
+from fieldlab_common import protocol as p
+from fieldlab_common.events import Event
+from fieldlab_common.protocol import Lane
+
+from fieldlab.transport import Session, check
+
+__all__ = ["PATIENCE", "DirectorSource", "Source"]
+
+PATIENCE = 60.0  # seconds for which a run is followed though its director does not answer
+PAGE = 1000  # records in a page at most
+
+
+class Source(Protocol):
+    """One run, as it can be read and steered. ``wait``: seconds for which an answer that would be empty is held."""
+
+    def info(self) -> p.ExperimentInfo:
+        """How it stands."""
+        ...
+
+    def start(self) -> p.ExperimentInfo:
+        """Start it once it is ready; nothing if it was started."""
+        ...
+
+    def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
+        """Stop it, or the named deployments of it."""
+        ...
+
+    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
+        """Records after the cursor."""
+        ...
+
+    def events(self, after: int, wait: float) -> p.EventPage:
+        """Events numbered above ``after``."""
+        ...
+
+    def send(self, event: p.SendEvent) -> Event:
+        """Send an event into the run."""
+        ...
+
+    def artifacts(self) -> tuple[p.ArtifactInfo, ...]:
+        """The artifacts announced so far."""
+        ...
+
+    def blob(self, digest: str, offset: int) -> Iterator[bytes]:
+        """The bytes of a blob from ``offset`` on; may end early, and is then asked for the rest."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the run holds open."""
+        ...
+
+
+class DirectorSource:
+    """A run at a director."""
+
+    def __init__(self, session: Session, experiment: str) -> None:
+        self._session, self._path = session, {"experiment": experiment}
+
+    def info(self) -> p.ExperimentInfo:
+        return self._session.call("experiment", p.ExperimentInfo, path=self._path, patience=PATIENCE)
+
+    def start(self) -> p.ExperimentInfo:
+        return self._session.call("start", p.ExperimentInfo, path=self._path, patience=PATIENCE)
+
+    def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
+        body = p.CancelRequest(reason=reason, deployments=tuple(deployments))
+        return self._session.call("cancel", p.ExperimentInfo, path=self._path, body=body, patience=PATIENCE)
+
+    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
+        query = {"lane": lane.value, "after": after, "limit": PAGE}
+        return self._session.call("records", p.RecordPage, path=self._path, query=query, wait=wait, patience=PATIENCE)
+
+    def events(self, after: int, wait: float) -> p.EventPage:
+        query = {"after": after, "limit": PAGE}
+        return self._session.call("events", p.EventPage, path=self._path, query=query, wait=wait, patience=PATIENCE)
+
+    def send(self, event: p.SendEvent) -> Event:
+        safe = PATIENCE if event.key else 0.0
+        return self._session.call("send_event", Event, path=self._path, body=event, patience=safe, safe=bool(event.key))
+
+    def artifacts(self) -> tuple[p.ArtifactInfo, ...]:
+        return self._session.call("artifacts", p.ArtifactList, path=self._path, patience=PATIENCE).artifacts
+
+    def blob(self, digest: str, offset: int) -> Iterator[bytes]:
+        row = p.ENDPOINTS["get_blob"]
+        with self._session.stream("get_blob", path={"digest": digest}, offset=offset) as stream:
+            if stream.answer.status == 416:
+                raise e.BlobMismatch(f"Blob {digest[:12]}… is shorter than the {offset} bytes that are here already.")
+            check(row, stream.answer, self._session.base)
+            skip = offset if stream.answer.status == 200 else 0  # a server may ignore Range (RFC 9110, section 14.2)
+            for chunk in stream.chunks:
+                if skip >= len(chunk):
+                    skip -= len(chunk)
+                    continue
+                yield chunk[skip:]
+                skip = 0
+
+    def close(self) -> None:
+        """Nothing: the session belongs to the client."""
