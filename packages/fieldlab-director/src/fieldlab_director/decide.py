@@ -1,0 +1,409 @@
+"""What the director does next for a deployment, and what becomes of an experiment: functions of their arguments.
+
+``decide`` gets what is stored of a deployment (``Standing``), what was just seen of it (``Seen``) and the time, and
+says one thing: move it, launch it under a new epoch, give the connector a job, or look again later. The reconcile loop
+carries that out and asks again, until the answer is a job or a time.
+
+Invariants: nothing here acts, waits or reads a clock. What was seen is a hint that may be forgotten at any moment
+(the director may die): from what is stored alone, the same end is reached. A job is one that may be done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
+from fieldlab_common.protocol import Ended
+
+__all__ = [
+    "NEVER",
+    "Abandon",
+    "Action",
+    "Do",
+    "ExperimentAction",
+    "ExperimentStanding",
+    "Failure",
+    "Job",
+    "Liveness",
+    "Look",
+    "Move",
+    "MoveExperiment",
+    "Patience",
+    "Relaunch",
+    "Seen",
+    "Standing",
+    "backoff",
+    "decide",
+    "decide_experiment",
+    "experiment_outcome",
+]
+
+NEVER = 1e11  # a time to look again that does not come (the year 5138): only a change of the row brings it back
+
+
+class Liveness(StrEnum):
+    """What a connector says about the executor of a deployment's present epoch."""
+
+    UNKNOWN = "unknown"  # not observed, or the node could not be asked
+    ALIVE = "alive"  # its process runs
+    DEAD = "dead"  # it was started, and its process has ended
+    ABSENT = "absent"  # nothing on the node says that it was ever started
+
+
+class Job(StrEnum):
+    """What a connector can be told to do for a deployment."""
+
+    PREPARE = "prepare"  # make its environment
+    LAUNCH = "launch"  # start the executor of the present epoch
+    STOP = "stop"  # end the executor, by force if it must be
+    DRAIN = "drain"  # ship what the journal of a dead executor still holds
+    CLEAN_UP = "clean_up"  # remove all that is left of it on the node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The job that was just tried failed. ``transient``: trying again can help."""
+
+    job: Job
+    message: str
+    transient: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long what is waited for, in seconds, and how often what fails is tried."""
+
+    silence: float = 45.0  # an executor that was not heard of for so long is unreachable
+    claim: float = 60.0  # a launched executor claims its deployment within
+    launches: int = 3  # epochs that are tried before the launch has failed
+    attempts: int = 6  # tries of a job that fails for a passing reason
+    drains: int = 3  # tries to drain before the deployment ends without
+    cancel: float = 20.0  # an executor that was told to cancel ends by itself within (a grace of 10, and 10 more)
+    cancel_for: float = 300.0  # a node that cannot be reached is given up by a cancel after
+    drain_for: float = 7 * 86400.0  # what is left on a node waits so long for its delivery
+    idle: float = 3600.0  # rows that only a change can move are looked at anyway
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is stored of a deployment.
+
+    ``launched``: when the connector confirmed the launch of the present epoch, or None. ``claimed``: an executor of
+    the present epoch has it. ``present``: something of it may be on the node. ``go``: its experiment runs.
+    ``ending``: what the executor said last; ``awaited``: artifacts that it announced are still to come.
+    """
+
+    state: DeploymentState
+    since: float = 0.0
+    epoch: int = 0
+    prepared: bool = False
+    launched: float | None = None
+    claimed: bool = False
+    present: bool = False
+    attempts: int = 0
+    cancelled: float | None = None
+    cancel_reason: str = ""
+    go: bool = False
+    ending: Ended | None = None
+    awaited: bool = False
+    drained: bool = False
+    lost_after: float = 6 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was seen just now. ``silent``: seconds without a word, of those in which the director served.
+
+    ``tail``: the last lines that the executor wrote for people.
+    """
+
+    executor: Liveness = Liveness.UNKNOWN
+    silent: float = 0.0
+    failure: Failure | None = None
+    tail: str = ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether no executor of the present epoch runs."""
+        return self.executor in (Liveness.DEAD, Liveness.ABSENT)
+
+    def failed(self, job: Job) -> Failure | None:
+        """The failure, if it is one of ``job``."""
+        return self.failure if self.failure is not None and self.failure.job is job else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Set the deployment's state. To ``launching`` it goes under the next epoch, committed with it."""
+
+    state: DeploymentState
+    reason: Reason | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaunch:
+    """Commit the next epoch: the executor of the present one will not claim its deployment any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Do:
+    """Give the connector a job."""
+
+    job: Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Nothing to do before the time ``at``, unless something changes."""
+
+    at: float
+
+
+Action = Move | Relaunch | Do | Look
+
+
+def backoff(attempts: int, jitter: float, *, first: float = 1.0, most: float = 60.0) -> float:
+    """Seconds until the next try after ``attempts`` failed ones: doubled each time, and spread by ``jitter`` (0 to 1).
+
+    Half of it is fixed and half random, so that a thousand deployments do not come back at once.
+    """
+    full = min(most, first * 2.0 ** min(max(attempts - 1, 0), 30))
+    return full * (0.5 + 0.5 * jitter)
+
+
+def decide(row: Standing, seen: Seen, now: float, *, jitter: float = 0.5, patience: Patience | None = None) -> Action:
+    """The next thing to do for a deployment."""
+    case = _Case(row, seen, now, jitter, patience or Patience())
+    if row.state.terminal:
+        return case.after_end()
+    return {
+        DeploymentState.PENDING: case.pending,
+        DeploymentState.PREPARING: case.preparing,
+        DeploymentState.READY: case.ready,
+        DeploymentState.LAUNCHING: case.launching,
+        DeploymentState.RUNNING: case.running,
+        DeploymentState.UNREACHABLE: case.running,
+    }[row.state]()
+
+
+@dataclass(frozen=True)
+class _Case:
+    row: Standing
+    seen: Seen
+    now: float
+    jitter: float
+    patience: Patience
+
+    def pending(self) -> Action:
+        if self.row.cancelled is not None:
+            return self._cancelled()
+        return Move(state=DeploymentState.PREPARING)
+
+    def preparing(self) -> Action:
+        if self.row.cancelled is not None:
+            return self._cancelled()
+        if self.row.prepared:
+            return Move(state=DeploymentState.READY)
+        failure = self.seen.failed(Job.PREPARE)
+        if failure is None:
+            return Do(job=Job.PREPARE)
+        if self._again(failure):
+            return self._later()
+        return Move(state=DeploymentState.FAILED, reason=Reason.PREPARE_FAILED, message=failure.message)
+
+    def ready(self) -> Action:
+        if self.row.cancelled is not None:
+            return self._cancelled()
+        if self.row.go:
+            return Move(state=DeploymentState.LAUNCHING)
+        return Look(at=self.now + self.patience.idle)
+
+    def launching(self) -> Action:
+        if self.row.cancelled is not None:
+            return self._cancel_launch()
+        if self.row.launched is None:
+            return self._launch()
+        overdue = self.row.launched + self.patience.claim
+        if self.seen.gone:
+            return self._launch_again("It ended before it claimed its deployment.")
+        if self.now < overdue:
+            return Look(at=overdue)
+        failure = self.seen.failed(Job.STOP)
+        if failure is None:
+            return Do(job=Job.STOP)
+        return self._launch_again(f"It did not claim its deployment within {self.patience.claim:.0f} s.")
+
+    def running(self) -> Action:
+        ending = self.row.ending
+        if ending is not None and not self.row.awaited:
+            return Move(state=ending.state, reason=ending.reason, message=ending.message)
+        if self.seen.gone:
+            return self._gone()
+        silent, lost = self.seen.silent, self.row.lost_after
+        if silent >= lost and self.row.state is DeploymentState.UNREACHABLE:
+            message = f"Nothing was heard of its executor for {silent:.0f} s (lost_after is {lost:.0f} s)."
+            return Move(state=DeploymentState.LOST, reason=Reason.SILENT, message=message)
+        quiet = silent >= min(self.patience.silence, lost)
+        if quiet and self.row.state is DeploymentState.RUNNING:
+            message = f"Nothing was heard of its executor for {silent:.0f} s; it may well go on."
+            return Move(state=DeploymentState.UNREACHABLE, reason=Reason.SILENT, message=message)
+        if not quiet and self.row.state is DeploymentState.UNREACHABLE:
+            return Move(state=DeploymentState.RUNNING)
+        if self.row.cancelled is not None:
+            return self._cancel_run(self.row.cancelled)
+        return Look(at=self._next_silence())
+
+    def after_end(self) -> Action:
+        row = self.row
+        if not row.present:
+            return Look(at=NEVER)
+        if self.seen.failure is not None and self.seen.failure.job in (Job.CLEAN_UP, Job.DRAIN):
+            return self._later(most=3600.0)
+        given_up = self.now >= row.since + self.patience.drain_for
+        if row.drained or not row.claimed or given_up:
+            return Do(job=Job.CLEAN_UP)
+        if self.seen.gone:
+            return Do(job=Job.DRAIN)
+        return Look(at=row.since + self.patience.drain_for)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    def _again(self, failure: Failure) -> bool:
+        return failure.transient and self.row.attempts < self.patience.attempts
+
+    def _later(self, most: float = 60.0) -> Look:
+        return Look(at=self.now + backoff(self.row.attempts, self.jitter, most=most))
+
+    def _cancelled(self, remark: str = "") -> Move:
+        message = f"{self.row.cancel_reason} {remark}".strip()
+        return Move(state=DeploymentState.CANCELLED, reason=Reason.CANCELLED, message=message)
+
+    def _launch(self) -> Action:
+        failure = self.seen.failed(Job.LAUNCH)
+        if failure is None:
+            return Do(job=Job.LAUNCH)
+        if self._again(failure):
+            return self._later()
+        return Move(state=DeploymentState.FAILED, reason=Reason.LAUNCH_FAILED, message=failure.message)
+
+    def _launch_again(self, what: str) -> Action:
+        if self.row.epoch < self.patience.launches:
+            return Relaunch()
+        said = f" Its last lines were:\n{self.seen.tail}" if self.seen.tail else " It wrote nothing."
+        message = f"The executor was started {self.row.epoch} times. {what}{said}"
+        return Move(state=DeploymentState.FAILED, reason=Reason.LAUNCH_FAILED, message=message)
+
+    def _cancel_launch(self) -> Action:
+        # A launch that was never confirmed may still have started an executor, so it is stopped in any case.
+        assert self.row.cancelled is not None
+        failure = self.seen.failed(Job.STOP)
+        if self.seen.gone:
+            return self._cancelled()
+        if failure is None:
+            return Do(job=Job.STOP)
+        return self._stop_failed(failure, self.row.cancelled)
+
+    def _cancel_run(self, cancelled: float) -> Action:
+        failure = self.seen.failed(Job.STOP)
+        if failure is not None:
+            return self._stop_failed(failure, cancelled)
+        if self.now < cancelled + self.patience.cancel:
+            return Look(at=min(cancelled + self.patience.cancel, self._next_silence()))
+        return Do(job=Job.STOP)
+
+    def _stop_failed(self, failure: Failure, cancelled: float) -> Action:
+        if self.now < cancelled + self.patience.cancel_for:
+            return self._later()
+        return self._cancelled(f"Whether its executor has stopped is not known: {failure.message}")
+
+    def _gone(self) -> Action:
+        failure = self.seen.failed(Job.DRAIN)
+        if not self.row.drained:
+            if failure is None:
+                return Do(job=Job.DRAIN)
+            if failure.transient and self.row.attempts < self.patience.drains:
+                return self._later()
+        ending = self.row.ending
+        if ending is not None:  # it said how it ended; what its artifacts lack is given up with the move
+            return Move(state=ending.state, reason=ending.reason, message=ending.message)
+        if self.row.cancelled is not None:
+            return self._cancelled()
+        message = "The executor's process ended without a word; what it had journalled is kept."
+        if failure is not None:
+            message = f"The executor's process ended, and its journal could not be fetched: {failure.message}"
+        return Move(state=DeploymentState.FAILED, reason=Reason.EXECUTOR_LOST, message=message)
+
+    def _next_silence(self) -> float:
+        limits = (self.patience.silence, self.row.lost_after)
+        left = [limit - self.seen.silent for limit in limits if limit > self.seen.silent]
+        return self.now + min(left, default=self.patience.silence)
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentStanding:
+    """What is stored of an experiment; ``deployments`` counts them by state."""
+
+    state: ExperimentState
+    deployments: Mapping[DeploymentState, int]
+    min_nodes: int | None = None
+    start_requested: bool = False
+    start_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveExperiment:
+    """Set the experiment's state."""
+
+    state: ExperimentState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abandon:
+    """Too few deployments can be prepared: cancel those that have not started, for the reason ``message``."""
+
+    message: str
+
+
+ExperimentAction = MoveExperiment | Abandon | Look
+
+
+def decide_experiment(experiment: ExperimentStanding, now: float) -> ExperimentAction:
+    """The next thing to do for an experiment on its way to running."""
+    if experiment.state is ExperimentState.PREPARING:
+        return _prepared(experiment)
+    if experiment.state is ExperimentState.READY and experiment.start_requested:
+        if experiment.start_at is not None and now < experiment.start_at:
+            return Look(at=experiment.start_at)
+        return MoveExperiment(state=ExperimentState.RUNNING)
+    return Look(at=NEVER)
+
+
+def _prepared(experiment: ExperimentStanding) -> ExperimentAction:
+    counts = experiment.deployments
+    total = sum(counts.values())
+    possible = sum(count for state, count in counts.items() if not state.terminal)
+    wanted = total - counts.get(DeploymentState.CANCELLED, 0)
+    needed = wanted if experiment.min_nodes is None else min(experiment.min_nodes, total)
+    if 0 < possible < needed:
+        return Abandon(
+            message=f"Not started: {total - possible} of {total} deployments could not be prepared, and {needed} are "
+            "needed (min_nodes says how many)."
+        )
+    waiting = counts.get(DeploymentState.PENDING, 0) + counts.get(DeploymentState.PREPARING, 0)
+    return Look(at=NEVER) if waiting or not possible else MoveExperiment(state=ExperimentState.READY)
+
+
+def experiment_outcome(states: Iterable[DeploymentState], cancelling: bool) -> ExperimentState | None:
+    """What an experiment ends as when its deployments stand like that; None while one of them has not ended."""
+    found = set(states)
+    if not all(state.terminal for state in found):
+        return None
+    if cancelling:
+        return ExperimentState.CANCELLED
+    return ExperimentState.SUCCEEDED if found == {DeploymentState.SUCCEEDED} else ExperimentState.FAILED
