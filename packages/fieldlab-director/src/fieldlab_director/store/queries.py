@@ -76,20 +76,16 @@ COUNT_NODES = sa.select(t.nodes.c.infrastructure_id, sa.func.count().label("coun
 
 _e = t.experiments
 EXPERIMENT = sa.select(_e).where(_e.c.id == _p("id"))
+OWNER = sa.select(_e.c.owner_id).where(_e.c.id == _p("id"))
 EXPERIMENT_OF_OWNER = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.id == _p("id"))
 EXPERIMENT_BY_NAME = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.name == _p("name"))
-EXPERIMENT_NAMES = sa.select(_e.c.name).where(
-    _e.c.owner_id == _p("owner_id"), _e.c.name.startswith(_p("prefix"), autoescape=False)
-)
+EXPERIMENT_NAMES = sa.select(_e.c.name).where(_e.c.owner_id == _p("owner_id"), _e.c.name.startswith(_p("prefix")))
 EXPERIMENTS = (
     sa.select(_e)
     .where(
         _e.c.owner_id == _p("owner_id"),
-        sa.or_(sa.literal_column("1") == _p("any_state"), _e.c.state == sa.bindparam("state", type_=_e.c.state.type)),
-        sa.or_(
-            _e.c.created < _p("before"),
-            sa.and_(_e.c.created == _p("before"), _e.c.id < _p("before_id")),
-        ),
+        _e.c.state.in_(sa.bindparam("states", expanding=True)),
+        sa.or_(_e.c.created < _p("before"), sa.and_(_e.c.created == _p("before"), _e.c.id < _p("before_id"))),
     )
     .order_by(_e.c.created.desc(), _e.c.id.desc())
     .limit(_p("limit"))
@@ -128,6 +124,11 @@ _d = t.deployments
 DEPLOYMENT = sa.select(_d).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
 DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id"))
+UNDRAINED = (
+    sa.select(sa.func.count())
+    .select_from(_d)
+    .where(_d.c.experiment_id == _p("experiment_id"), _d.c.drained.is_(False), _d.c.epoch > 0)
+)
 OPEN_DEPLOYMENTS = sa.select(_d).where(_d.c.state.not_in(_DEPLOYMENT_ENDS)).order_by(_d.c.look_at, _d.c.id)
 ADD_DEPLOYMENT = sa.insert(_d)
 MOVE_DEPLOYMENT = (
@@ -199,7 +200,7 @@ OWNED_BLOBS = sa.select(t.blob_refs.c.digest).where(
 ADD_BLOB_REF = sa.insert(t.blob_refs)
 ADD_ARTIFACT = sa.insert(_a)
 ANNOUNCED = sa.select(_a.c.size).where(
-    _a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256"), _a.c.lost == ""
+    _a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256")
 )
 ARTIFACTS_STORED = (
     sa.update(_a)
@@ -220,6 +221,7 @@ AWAITED = (
     sa.select(_a.c.sha256)
     .where(_a.c.deployment_id == _p("deployment_id"), _a.c.stored.is_(False), _a.c.lost == "")
     .distinct()
+    .limit(_p("limit"))
 )
 ARTIFACTS = (
     sa.select(_d.c.name.label("deployment"), *_but(_a, "id", "experiment_id", "deployment_id", "value"))

@@ -1,0 +1,359 @@
+"""Experiments: submit, start, cancel, look at.
+
+Submit only stores what it is given; the reconcile loop makes it come true. Whatever may be asked twice because an answer
+was lost (all of these) does the same once. Every question carries the owner: what is not the caller's is not found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fieldlab_common.errors import (
+    ExperimentExists,
+    FieldlabError,
+    IllegalState,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+)
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+from fieldlab_common.node import Node
+from fieldlab_common.protocol import (
+    CancelRequest,
+    DeploymentInfo,
+    DeploymentSpec,
+    ExperimentInfo,
+    ExperimentPage,
+    SubmitExperiment,
+    environment_of,
+)
+from fieldlab_common.step import check_name
+
+from fieldlab_director.services.identity import UserCaller, new_id
+from fieldlab_director.services.outcome import settle
+from fieldlab_director.store import queries
+from fieldlab_director.store.base import WORK, Tx, deployment_topic
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
+from fieldlab_director.store.states import set_experiment_state
+
+__all__ = ["cancel", "check_submit", "experiment", "experiments", "find", "start", "submit"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    infrastructure_id: str
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repeated:
+    digest: str
+    experiment_id: str
+
+
+def check_submit(request: SubmitExperiment, *, most: int) -> None:
+    """Hold that a request can be stored as it is; the first thing that is wrong is said, with its path.
+
+    Raises:
+        InvalidRequest: a name, a digest, an environment or a choice is not one.
+        TooLarge: more than ``most`` deployments.
+    """
+    _check(lambda: check_name(request.name, "an experiment"), "$.name")
+    _hold(request.if_exists in ("error", "attach", "new"), "$.if_exists", "must be error, attach or new")
+    _hold(request.settings.reporting in ("live", "quiet", "silent"), "$.settings.reporting", "is unknown")
+    _hold(request.settings.lost_after > 0, "$.settings.lost_after", "must be more than zero")
+    _hold(request.deployments, "$.deployments", "must have at least one deployment")
+    if len(request.deployments) > most:
+        raise TooLarge(f"{len(request.deployments)} deployments are more than the {most} that one experiment may have.")
+    for index, spec in enumerate(request.deployments):
+        _check_spec(spec, f"$.deployments[{index}]")
+    doubles = [name for name, count in Counter(spec.name for spec in request.deployments).items() if count > 1]
+    _hold(not doubles, "$.deployments", f"have one name more than once: {', '.join(doubles[:5])}")
+
+
+def submit(tx: Tx, caller: UserCaller, request: SubmitExperiment, *, key: str = "", digest: str = "") -> ExperimentInfo:
+    """Store an experiment whose form ``check_submit`` has held; the reconcile loop does the rest.
+
+    ``key`` names this very request: repeated under the same key (and so the same ``digest``), it finds what the first
+    made. An experiment of that name is an error, or the answer (``attach``), or makes this one ``name#2`` (``new``).
+
+    Raises:
+        ExperimentExists, NotFound (a node, a blob), InvalidRequest.
+    """
+    if key:
+        repeated = tx.one(queries.IDEMPOTENT, _Repeated, owner_id=caller.id, key=key)
+        if repeated is not None:
+            _hold(repeated.digest == digest, "Idempotency-Key", "was used for another request")
+            return _info(tx, caller, _only(tx.one(queries.EXPERIMENT, ExperimentRow, id=repeated.experiment_id)))
+    row = tx.one(queries.EXPERIMENT_BY_NAME, ExperimentRow, owner_id=caller.id, name=request.name)
+    if row is not None and request.if_exists == "error":
+        raise ExperimentExists(f"There is an experiment {request.name!r}; it is {row.state.value}.")
+    if row is None or request.if_exists == "new":
+        row = _store(tx, caller, request, _free_name(tx, caller, request.name) if row else request.name)
+    if key:
+        tx.execute(
+            queries.ADD_IDEMPOTENT, owner_id=caller.id, key=key, digest=digest, experiment_id=row.id, created=tx.now
+        )
+    return _info(tx, caller, row)
+
+
+def start(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentInfo:
+    """Ask for the start; it happens once the experiment is ready.
+
+    Raises:
+        NotFound. IllegalState: it is being cancelled, or has ended without ever being started.
+    """
+    row = find(tx, caller, experiment)
+    if row.start_requested is None:
+        if row.state.terminal or row.state is ExperimentState.CANCELLING:
+            raise IllegalState(
+                f"Experiment {row.name!r} is {row.state.value}: it cannot be started.",
+                advice='Submit it again, with if_exists="new".',
+            )
+        tx.execute(queries.REQUEST_START, guard_id=row.id, start_requested=tx.now)
+        tx.execute(queries.LOOK_AT_ALL, guard_experiment_id=row.id, look_at=tx.now)
+        tx.notify(WORK)
+    return _info(tx, caller, find(tx, caller, row.id))
+
+
+def cancel(tx: Tx, caller: UserCaller, experiment: str, request: CancelRequest) -> ExperimentInfo:
+    """Ask that the experiment, or only some of its deployments, stop. What has ended stays as it ended.
+
+    Raises:
+        NotFound: the experiment, or a deployment of the request.
+    """
+    row = find(tx, caller, experiment)
+    deployments = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.id)
+    unknown = set(request.deployments) - {deployment.name for deployment in deployments}
+    if unknown:
+        raise NotFound(f"Experiment {row.name!r} has no deployment {', '.join(sorted(unknown))}.")
+    if not request.deployments and not row.state.terminal and row.state is not ExperimentState.CANCELLING:
+        tx.execute(queries.REQUEST_CANCEL, guard_id=row.id, cancel_requested=tx.now, cancel_reason=request.reason)
+        set_experiment_state(tx, row, ExperimentState.CANCELLING, message=request.reason)
+    for deployment in deployments:
+        if not deployment.state.terminal and (not request.deployments or deployment.name in request.deployments):
+            _cancel_deployment(tx, deployment, request.reason)
+    tx.notify(WORK)
+    return _info(tx, caller, _only(settle(tx, row.id)))
+
+
+def experiment(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentInfo:
+    """How an experiment stands, with all its deployments.
+
+    Raises:
+        NotFound.
+    """
+    return _info(tx, caller, find(tx, caller, experiment))
+
+
+def experiments(tx: Tx, caller: UserCaller, *, state: str, after: str, limit: int) -> ExperimentPage:
+    """The caller's experiments, newest first, of one state or of all; ``after`` is the ``next`` of the page before.
+
+    Raises:
+        InvalidRequest: no such state, or an ``after`` that no page gave.
+    """
+    states = {member.value for member in ExperimentState}
+    _hold(not state or state in states, "state", f"must be one of {', '.join(sorted(states))}")
+    last = tx.one(queries.EXPERIMENT_OF_OWNER, ExperimentRow, owner_id=caller.id, id=after) if after else None
+    _hold(not after or last, "after", "must be the `next` of an earlier page")
+    rows = tx.all(
+        queries.EXPERIMENTS,
+        ExperimentRow,
+        owner_id=caller.id,
+        states=[ExperimentState(state)] if state else list(ExperimentState),
+        before=last.created if last else tx.now + 86_400.0,
+        before_id=last.id if last else "",
+        limit=limit + 1,
+    )
+    page = tuple(_brief(caller, row) for row in rows[:limit])
+    return ExperimentPage(experiments=page, next=page[-1].id if len(rows) > limit else None)
+
+
+def find(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentRow:
+    """The caller's experiment of that id or, failing that, of that name.
+
+    Raises:
+        NotFound: the caller has none.
+    """
+    row = tx.one(queries.EXPERIMENT_OF_OWNER, ExperimentRow, owner_id=caller.id, id=experiment)
+    row = row or tx.one(queries.EXPERIMENT_BY_NAME, ExperimentRow, owner_id=caller.id, name=experiment)
+    if row is None:
+        raise NotFound("There is no such experiment.", advice="client.experiments() lists yours.")
+    return row
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _hold(true: object, path: str, what: str) -> None:
+    if not true:
+        raise InvalidRequest(f"{path} {what}.", details={"path": path})
+
+
+def _only(row: T | None) -> T:
+    assert row is not None  # foreign keys hold that it is there
+    return row
+
+
+def _check_spec(spec: DeploymentSpec, path: str) -> None:
+    _check(lambda: check_name(spec.name, "a deployment"), f"{path}.name")
+    _hold(_DIGEST.fullmatch(spec.graph), f"{path}.graph", "must be a SHA-256 in lower-case hexadecimal")
+    _hold(all(map(_DIGEST.fullmatch, spec.blobs)), f"{path}.blobs", "must be SHA-256s in lower-case hexadecimal")
+    _hold(spec.steps >= 0, f"{path}.steps", "must not be negative")
+    _check(lambda: environment_of(spec.environment), f"{path}.environment")
+
+
+def _check(read: Callable[[], Any], path: str) -> None:
+    try:
+        read()
+    except FieldlabError as error:
+        raise InvalidRequest(f"{path}: {error.message}", advice=error.advice, details={"path": path}) from error
+
+
+def _free_name(tx: Tx, caller: UserCaller, name: str) -> str:
+    taken = set(tx.all(queries.EXPERIMENT_NAMES, _name, owner_id=caller.id, prefix=f"{name}#"))
+    return next(free for number in range(2, len(taken) + 3) if (free := f"{name}#{number}") not in taken)
+
+
+def _name(name: str) -> str:
+    return name
+
+
+def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> ExperimentRow:
+    places = _places(tx, caller, [spec.node for spec in request.deployments])
+    _hold_blobs(tx, caller, (digest for spec in request.deployments for digest in (spec.graph, *spec.blobs)))
+    row = ExperimentRow(
+        id=new_id(),
+        owner_id=caller.id,
+        name=name,
+        state=ExperimentState.PREPARING,
+        message="",
+        settings=request.settings,
+        start_requested=tx.now if request.start else None,
+        cancel_requested=None,
+        cancel_reason="",
+        last_event=0,
+        created=tx.now,
+        started=None,
+        ended=None,
+    )
+    tx.execute(queries.ADD_EXPERIMENT, **vars(row))
+    specs = zip(request.deployments, places, strict=True)
+    deployments = [_deployment(tx, row, number, spec, place) for number, (spec, place) in enumerate(specs)]
+    tx.execute_many(queries.ADD_DEPLOYMENT, [vars(deployment) for deployment in deployments])
+    tx.notify(WORK)
+    return row
+
+
+def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec, place: _Place) -> DeploymentRow:
+    return DeploymentRow(
+        id=new_id(),
+        experiment_id=row.id,
+        position=position,
+        name=spec.name,
+        infrastructure_id=place.infrastructure_id,
+        node=place.node,
+        spec=spec,
+        state=DeploymentState.PENDING,
+        reason=None,
+        message="",
+        epoch=0,
+        journal_id=None,
+        ending=None,
+        drained=False,
+        cancel_requested=None,
+        cancel_reason="",
+        prepared=None,
+        handle=None,
+        attempts=0,
+        look_at=tx.now,
+        lease=None,
+        lease_until=None,
+        state_since=tx.now,
+        started=None,
+        ended=None,
+        last_seen=None,
+    )
+
+
+def _places(tx: Tx, caller: UserCaller, wanted: list[str]) -> list[_Place]:
+    by_name: dict[str, list[_Place]] = {}
+    for place in tx.all(queries.NODES, _Place, owner_id=caller.id):
+        by_name.setdefault(place.node.name, []).append(place)
+    absent = sorted({name for name in wanted if name not in by_name})
+    if absent:
+        there = ", ".join(sorted(by_name)[:20]) or "none"
+        raise NotFound(f"There is no node {', '.join(absent[:20])}. There are: {there}.", details={"nodes": absent})
+    for name in wanted:
+        _hold(len(by_name[name]) == 1, "$.deployments", f"use {name!r}, which several infrastructures have")
+    return [by_name[name][0] for name in wanted]
+
+
+def _hold_blobs(tx: Tx, caller: UserCaller, digests: Iterable[str]) -> None:
+    wanted = list(dict.fromkeys(digests))
+    missing = set(wanted)
+    for begin in range(0, len(wanted), 500):
+        part = wanted[begin : begin + 500]
+        missing -= set(tx.all(queries.OWNED_BLOBS, _digest, owner_id=caller.id, digests=part))
+    if missing:
+        raise NotFound(
+            f"{len(missing)} blobs of the experiment are not here, the first is {min(missing)}.",
+            advice="Upload them first (POST /v1/blobs/missing lists which).",
+            details={"digests": sorted(missing)[:1000]},
+        )
+
+
+def _digest(digest: str) -> str:
+    return digest
+
+
+def _cancel_deployment(tx: Tx, row: DeploymentRow, reason: str) -> None:
+    tx.execute(
+        queries.CANCEL_DEPLOYMENT, guard_id=row.id, cancel_requested=tx.now, cancel_reason=reason, look_at=tx.now
+    )
+    tx.notify(deployment_topic(row.id))
+
+
+def _brief(caller: UserCaller, row: ExperimentRow, deployments: tuple[DeploymentInfo, ...] = ()) -> ExperimentInfo:
+    return ExperimentInfo(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        owner=caller.name,
+        created=row.created,
+        started=row.started,
+        ended=row.ended,
+        message=row.message,
+        settings=row.settings,
+        deployments=deployments,
+    )
+
+
+def _info(tx: Tx, caller: UserCaller, row: ExperimentRow) -> ExperimentInfo:
+    rows = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.id)
+    return _brief(caller, row, tuple(map(_deployment_info, rows)))
+
+
+def _deployment_info(row: DeploymentRow) -> DeploymentInfo:
+    return DeploymentInfo(
+        name=row.name,
+        node=row.node.name,
+        state=row.state,
+        role=row.spec.role,
+        reason=row.reason,
+        message=row.message,
+        graph=row.spec.graph,
+        epoch=row.epoch,
+        steps=row.spec.steps,
+        drained=row.drained,
+        started=row.started,
+        ended=row.ended,
+        last_seen=row.last_seen,
+    )

@@ -1,0 +1,263 @@
+"""Executors: the claim, what they report, and what they are told.
+
+**Claim.** The first journal that claims the present epoch has it; every other claimant is refused and exits. The same
+journal may claim again: its answer may have got lost.
+
+**Report.** Records are numbered by lane and journal. Those that follow on what is stored are taken, in order, and
+acknowledged once they are on disk; those that were taken before are passed over. What arrives late (after its
+deployment ended, or of another journal than the one that holds it) is stored and marked, and changes nothing.
+
+**End.** A deployment ends when its ``ended`` record is here and each artifact that it announced is stored or lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from fieldlab_common.errors import AuthenticationError, ClaimRefused, ProtocolMismatch
+from fieldlab_common.events import Event, Member
+from fieldlab_common.lifecycle import DeploymentState
+from fieldlab_common.node import Node
+from fieldlab_common.protocol import (
+    PROTOCOLS,
+    Ack,
+    ArtifactLost,
+    ArtifactRecord,
+    CancelDeployment,
+    Claim,
+    ClaimRequest,
+    Ended,
+    EventRecord,
+    Lane,
+    Poll,
+    Refusal,
+)
+
+from fieldlab_director.services.identity import ExecutorCaller
+from fieldlab_director.services.intake import Entry, Upload
+from fieldlab_director.services.outcome import move
+from fieldlab_director.store import queries
+from fieldlab_director.store.base import WORK, Tx, experiment_topic
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
+from fieldlab_director.store.states import append_event
+
+__all__ = ["claim", "deployment_of", "finish", "poll", "report", "seen"]
+
+_D = DeploymentState
+_HELD = (_D.LAUNCHING, _D.RUNNING, _D.UNREACHABLE)
+MOST_MISSING = 1_000  # digests named in one acknowledgement
+SEEN_EVERY = 5.0  # seconds: a sign of life that is so fresh is not written again
+
+
+def deployment_of(tx: Tx, caller: ExecutorCaller) -> DeploymentRow:
+    """The deployment in whose name an executor asks.
+
+    Raises:
+        AuthenticationError: it is gone.
+    """
+    row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=caller.deployment_id)
+    if row is None:
+        raise AuthenticationError("The token is not valid.")
+    return row
+
+
+def claim(tx: Tx, caller: ExecutorCaller, request: ClaimRequest) -> Claim:
+    """Give the deployment to the journal that asks, and all that its executor needs to run alone.
+
+    Raises:
+        ClaimRefused: another journal has it, the launch is not the present one, or the deployment has ended.
+        ProtocolMismatch: no version of the protocol in common.
+    """
+    row = deployment_of(tx, caller)
+    common = set(request.protocols) & set(PROTOCOLS)
+    if not common:
+        raise ProtocolMismatch(
+            f"The executor speaks the protocol versions {list(request.protocols)}, the director {list(PROTOCOLS)}.",
+            advice="Use the fieldlab.pyz that this director serves.",
+        )
+    if request.epoch != row.epoch or caller.epoch != row.epoch:
+        raise ClaimRefused(f"Launch {request.epoch} of deployment {row.name!r} is not the present one ({row.epoch}).")
+    if row.state not in _HELD:
+        raise ClaimRefused(f"Deployment {row.name!r} is {row.state.value}; nothing is to be run.")
+    if row.journal_id not in (None, request.journal_id):
+        raise ClaimRefused(f"Another executor holds deployment {row.name!r}.")
+    if row.journal_id is None:
+        tx.execute(queries.HOLD_CLAIM, guard_id=row.id, journal_id=request.journal_id)
+        lanes = [{"deployment_id": row.id, "journal_id": request.journal_id, "lane": x, "acked": 0} for x in Lane]
+        tx.execute_many(queries.ADD_JOURNAL, lanes)
+    seen(tx, replace(row, journal_id=request.journal_id))
+    return _claim(tx, row, request.journal_id, max(common))
+
+
+def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
+    """Take what follows on what is stored, and say how far that is.
+
+    Raises:
+        ClaimRefused: this journal never held the deployment.
+    """
+    row = deployment_of(tx, caller)
+    lane = {"guard_deployment_id": row.id, "guard_journal_id": journal, "guard_lane": upload.lane}
+    acked: int | None = tx.value(queries.ACKED, **lane)
+    if acked is None:
+        raise ClaimRefused(f"This journal never held deployment {row.name!r}.")
+    ours = journal == row.journal_id and caller.epoch == row.epoch
+    taken = list(upload.after(acked))
+    entries = [entry for entry in taken if isinstance(entry, Entry)]
+    if taken:
+        last = taken[-1]
+        acked = last.through if isinstance(last, Entry) else last.number
+        _store(tx, row, journal, upload.lane, entries, ours=ours)
+        tx.execute(queries.SET_ACKED, acked=acked, **lane)
+    if ours:
+        row = finish(tx, seen(tx, deployment_of(tx, caller)))
+    refusals = tuple(entry for entry in taken if isinstance(entry, Refusal))
+    missing = _awaited(tx, row) if upload.lane is Lane.CONTROL else ()
+    return Ack(acked=acked, refusals=refusals, missing=missing)
+
+
+def finish(tx: Tx, row: DeploymentRow) -> DeploymentRow:
+    """End the deployment if all that its end needs is here; the row as it is now."""
+    ending = row.ending
+    if ending is None:
+        return row
+    if row.state in (_D.RUNNING, _D.UNREACHABLE) and not _awaited(tx, row):
+        row = move(tx, row, ending.state, reason=ending.reason, message=ending.message)
+    lane = {"guard_deployment_id": row.id, "guard_journal_id": row.journal_id, "guard_lane": Lane.BULK}
+    if row.state.terminal and not row.drained and (tx.value(queries.ACKED, **lane) or 0) >= ending.bulk:
+        tx.execute(queries.SET_DRAINED, guard_id=row.id)
+        tx.notify(experiment_topic(row.experiment_id), WORK)
+        row = replace(row, drained=True)
+    return row
+
+
+def seen(tx: Tx, row: DeploymentRow) -> DeploymentRow:
+    """Note that the executor that holds the deployment was heard of; the row as it is now."""
+    if row.last_seen is None or tx.now - row.last_seen >= SEEN_EVERY or row.state is not _D.RUNNING:
+        tx.execute(queries.SEEN, guard_id=row.id, last_seen=tx.now)
+    if row.state in (_D.LAUNCHING, _D.UNREACHABLE):
+        return move(tx, row, _D.RUNNING)
+    return row
+
+
+def poll(tx: Tx, caller: ExecutorCaller, journal: str, after: int, limit: int) -> tuple[DeploymentRow, Poll]:
+    """What an executor that has everything up to event ``after`` is to be told.
+
+    Raises:
+        ClaimRefused: another journal, or a later launch, has the deployment.
+    """
+    row = deployment_of(tx, caller)
+    if row.journal_id != journal or caller.epoch != row.epoch:
+        raise ClaimRefused(f"This journal does not hold deployment {row.name!r}.")
+    events = tuple(tx.all(queries.EVENTS, Event, experiment_id=row.experiment_id, after=after, limit=limit))
+    stop = row.cancel_requested is not None or row.state is _D.CANCELLED
+    return row, Poll(
+        events=events,
+        cursor=_last(events, after),
+        cancel=CancelDeployment(reason=row.cancel_reason) if stop else None,
+        server_time=tx.now,
+    )
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _last(events: tuple[Event, ...], after: int) -> int:
+    return events[-1].number or after if events else after
+
+
+def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int) -> Claim:
+    experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
+    assert experiment is not None  # a foreign key holds that it is there
+    members = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.experiment_id)
+    acked = {
+        lane: tx.value(queries.ACKED, guard_deployment_id=row.id, guard_journal_id=journal, guard_lane=lane) or 0
+        for lane in Lane
+    }
+    return Claim(
+        experiment_id=experiment.id,
+        experiment=experiment.name,
+        deployment=row.spec,
+        node=row.node,
+        members=tuple(map(_member, members)),
+        settings=experiment.settings,
+        protocol=protocol,
+        server_time=tx.now,
+        control=acked[Lane.CONTROL],
+        bulk=acked[Lane.BULK],
+    )
+
+
+def _member(row: DeploymentRow) -> Member:
+    return Member(deployment=row.name, role=row.spec.role, node=row.node.name, addresses=tuple(_addresses(row.node)))
+
+
+def _addresses(node: Node) -> Iterable[str]:
+    for name in ("ipv4", "ipv6"):
+        value = node.properties.get(name)
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (address for address in value if isinstance(address, str))
+
+
+def _awaited(tx: Tx, row: DeploymentRow) -> tuple[str, ...]:
+    return tuple(tx.all(queries.AWAITED, _sha256, deployment_id=row.id, limit=MOST_MISSING))
+
+
+def _sha256(sha256: str) -> str:
+    return sha256
+
+
+def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[Entry], *, ours: bool) -> None:
+    ended = not ours or row.state.terminal
+    common = {"experiment_id": row.experiment_id, "deployment_id": row.id, "journal_id": journal, "lane": lane}
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        # Logs may be under way when their deployment has ended: those that its end announced are not late.
+        late = not ours or (row.state.terminal and not (lane is Lane.BULK and row.ending and not row.drained))
+        rows.append({**common, "number": entry.number, "late": late, "data": entry.data})
+        _apply(tx, row, journal, entry, late=ended)
+    tx.execute_many(queries.ADD_RECORD, rows)
+    if ours and (ending := next((entry.body for entry in entries if isinstance(entry.body, Ended)), None)):
+        tx.execute(queries.SET_ENDING, guard_id=row.id, ending=ending)
+    tx.notify(experiment_topic(row.experiment_id))
+
+
+def _apply(tx: Tx, row: DeploymentRow, journal: str, entry: Entry, *, late: bool) -> None:
+    body = entry.body
+    if isinstance(body, EventRecord) and not late:
+        event = Event(
+            name=body.name,
+            data=body.data,
+            sender=row.name,
+            step=body.step,
+            iteration=body.iteration,
+            sent_at=entry.at,
+            key=f"{journal}:{entry.number}",
+        )
+        append_event(tx, row.experiment_id, event)
+    elif isinstance(body, ArtifactRecord):
+        _announce(tx, row, body)
+    elif isinstance(body, ArtifactLost) and body.sha256:
+        tx.execute(queries.ARTIFACTS_LOST, guard_deployment_id=row.id, guard_sha256=body.sha256, lost=body.reason)
+
+
+def _announce(tx: Tx, row: DeploymentRow, body: ArtifactRecord) -> None:
+    owner: str = tx.value(queries.OWNER, id=row.experiment_id)
+    size = tx.value(queries.BLOB_OF_OWNER, owner_id=owner, digest=body.sha256)
+    tx.execute(
+        queries.ADD_ARTIFACT,
+        experiment_id=row.experiment_id,
+        deployment_id=row.id,
+        step=body.step,
+        name=body.name,
+        size=body.size,
+        sha256=body.sha256,
+        attempt=body.attempt,
+        iteration=body.iteration,
+        value=body.value,
+        stored=size == body.size,
+        lost="",
+    )

@@ -1,0 +1,67 @@
+"""The director's settings: one frozen object, built where the program starts and handed down. Nothing else is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["Limits", "Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds of what one request may bring or wait for. Sizes are in bytes, times in seconds."""
+
+    json_body: int = 32 * 1024 * 1024  # a request of JSON: the largest is a submit with thousands of deployments
+    report_body: int = 16 * 1024 * 1024  # one upload of journal records
+    blob: int = 64 * 1024**3  # one blob
+    free_disk: int = 64 * 1024**2  # less than this on the disk: uploads are refused, so that the database lives on
+    deployments: int = 10_000  # of one experiment
+    page: int = 1_000  # entries of one answer
+    page_bytes: int = 8 * 1024 * 1024  # records of one answer, together; the first always fits
+    wait: float = 60.0  # one long-poll
+    body_silence: float = 60.0  # a body that brings nothing for so long is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the director keeps its data, where it listens, and what it allows.
+
+    ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files. ``advertise`` is the
+    URL at which executors reach it; None: the one it listens at.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8420
+    certificate: Path | None = None
+    key: Path | None = None
+    behind_proxy: bool = False
+    advertise: str | None = None
+    stop_after: float = 10.0  # seconds that open requests have to end when it stops
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self.data / "director.db"
+
+    @property
+    def key_file(self) -> Path:
+        """The secret from which the keys are derived; keep it out of the database's backups."""
+        return self.data / "secret.key"
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of complete blobs and partial uploads."""
+        return self.data / "blobs"
+
+    @property
+    def executable(self) -> Path:
+        """The executor as one file."""
+        return self.data / "fieldlab.pyz"
+
+    @property
+    def log(self) -> Path:
+        """The director's own log: JSON, a line an entry."""
+        return self.data / "director.log"
