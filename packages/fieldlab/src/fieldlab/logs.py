@@ -14,7 +14,7 @@ from fieldlab_common.wire import decode
 
 from fieldlab.text import clean, one_line, size
 
-__all__ = ["LogFilter", "LogLine", "Logs", "assemble"]
+__all__ = ["Assembler", "LogFilter", "LogLine", "Logs", "assemble"]
 
 MAX_LINE = 64 * 1024  # a longer line is handed out in pieces
 
@@ -72,39 +72,53 @@ class LogFilter:
 _Key = tuple[str, str, str, int, int | None]
 
 
-def assemble(entries: Iterable[p.RecordEntry]) -> Iterator[LogLine]:
-    """Whole lines from the records of the bulk lane; what was never ended by a line break comes last."""
-    open_lines: dict[_Key, LogLine] = {}
-    for entry in entries:
+class Assembler:
+    """Puts lines together as records of the bulk lane come in."""
+
+    def __init__(self) -> None:
+        self._open: dict[_Key, LogLine] = {}
+
+    def add(self, entry: p.RecordEntry) -> Iterator[LogLine]:
+        """The lines that ``entry`` completes."""
         if entry.record.kind == "gap":
             yield _gap(entry)
         elif entry.record.kind == "log":
-            yield from _lines(entry, open_lines)
-    yield from open_lines.values()
+            yield from self._lines(entry)
+
+    def rest(self) -> Iterator[LogLine]:
+        """What was begun and never ended by a line break."""
+        yield from self._open.values()
+        self._open.clear()
+
+    def _lines(self, entry: p.RecordEntry) -> Iterator[LogLine]:
+        log = decode(p.LogRecord, dict(entry.record.body))
+        key = (entry.deployment, log.step, log.stream, log.attempt, log.iteration)
+        begun = self._open.pop(key, None)
+        *whole, rest = ((begun.text if begun else "") + log.text).split("\n")
+        at = begun.at if begun else entry.record.at
+        for index, text in enumerate(whole):
+            yield _line(entry, log, text.removesuffix("\r"), at if index == 0 else entry.record.at)
+        last_at = entry.record.at if whole else at
+        while len(rest) > MAX_LINE:
+            yield _line(entry, log, rest[:MAX_LINE], last_at)
+            rest = rest[MAX_LINE:]
+        if rest:
+            self._open[key] = _line(entry, log, rest, last_at)
+
+
+def assemble(entries: Iterable[p.RecordEntry]) -> Iterator[LogLine]:
+    """Whole lines from the records of the bulk lane; what was never ended by a line break comes last."""
+    assembler = Assembler()
+    for entry in entries:
+        yield from assembler.add(entry)
+    yield from assembler.rest()
 
 
 def _gap(entry: p.RecordEntry) -> LogLine:
     gap = decode(p.GapRecord, dict(entry.record.body))
-    text = (
-        f"… {gap.last - gap.first + 1} chunks of log ({size(gap.bytes)}) were dropped on the node for want of space …"
-    )
+    count = gap.last - gap.first + 1
+    text = f"… {count} chunks of log ({size(gap.bytes)}) were dropped on the node for want of space …"
     return LogLine(deployment=entry.deployment, step="", text=text, stream="gap", at=entry.record.at)
-
-
-def _lines(entry: p.RecordEntry, open_lines: dict[_Key, LogLine]) -> Iterator[LogLine]:
-    log = decode(p.LogRecord, dict(entry.record.body))
-    key = (entry.deployment, log.step, log.stream, log.attempt, log.iteration)
-    begun = open_lines.pop(key, None)
-    *whole, rest = ((begun.text if begun else "") + log.text).split("\n")
-    at = begun.at if begun else entry.record.at
-    for index, text in enumerate(whole):
-        yield _line(entry, log, text.removesuffix("\r"), at if index == 0 else entry.record.at)
-    last_at = entry.record.at if whole else at
-    while len(rest) > MAX_LINE:
-        yield _line(entry, log, rest[:MAX_LINE], last_at)
-        rest = rest[MAX_LINE:]
-    if rest:
-        open_lines[key] = _line(entry, log, rest, last_at)
 
 
 def _line(entry: p.RecordEntry, log: p.LogRecord, text: str, at: float) -> LogLine:

@@ -121,9 +121,7 @@ def _imports_of_one(code: types.CodeType, package: str) -> Iterator[str]:
     recent: list[object] = []
     base = ""
     for instruction in dis.get_instructions(code):
-        if (
-            instruction.opname.startswith("LOAD_") and "CONST" in instruction.opname
-        ) or "SMALL_INT" in instruction.opname:
+        if instruction.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
             recent.append(instruction.argval)
         elif instruction.opname == "IMPORT_NAME":
             level = recent[-2] if len(recent) > 1 and isinstance(recent[-2], int) else 0

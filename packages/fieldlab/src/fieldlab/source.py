@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def blob(self, digest: str, offset: int) -> Iterator[bytes]:
-        """The bytes of a blob from ``offset`` on; may end early, and is then asked for the rest."""
+        """The bytes of a blob from ``offset`` on."""
         ...
 
     def close(self) -> None:
@@ -95,18 +95,39 @@ class DirectorSource:
         return self._session.call("artifacts", p.ArtifactList, path=self._path, patience=PATIENCE).artifacts
 
     def blob(self, digest: str, offset: int) -> Iterator[bytes]:
-        row = p.ENDPOINTS["get_blob"]
-        with self._session.stream("get_blob", path={"digest": digest}, offset=offset) as stream:
-            if stream.answer.status == 416:
-                raise e.BlobMismatch(f"Blob {digest[:12]}… is shorter than the {offset} bytes that are here already.")
-            check(row, stream.answer, self._session.base)
-            skip = offset if stream.answer.status == 200 else 0  # a server may ignore Range (RFC 9110, section 14.2)
-            for chunk in stream.chunks:
-                if skip >= len(chunk):
-                    skip -= len(chunk)
-                    continue
-                yield chunk[skip:]
-                skip = 0
+        pieces = _Pieces(self._session, digest, offset)
+        while (chunk := self._session.retrying(pieces.next, patience=PATIENCE)) is not None:
+            yield chunk
 
     def close(self) -> None:
         """Nothing: the session belongs to the client."""
+
+
+class _Pieces:
+    """The chunks of a blob; after a cut the next one comes from where the last one ended."""
+
+    def __init__(self, session: Session, digest: str, offset: int) -> None:
+        self._session, self._digest, self._offset = session, digest, offset
+        self._open: Iterator[bytes] | None = None
+
+    def next(self) -> bytes | None:
+        """The next chunk; None at the end."""
+        if self._open is None:
+            self._open = self._chunks(self._offset)
+        try:
+            chunk = next(self._open, None)
+        except e.FieldlabError:
+            self._open = None
+            raise
+        self._offset += len(chunk or b"")
+        return chunk
+
+    def _chunks(self, offset: int) -> Iterator[bytes]:
+        row = p.ENDPOINTS["get_blob"]
+        with self._session.stream("get_blob", path={"digest": self._digest}, offset=offset) as stream:
+            check(row, stream.answer, self._session.base)
+            skip = offset if stream.answer.status == 200 else 0  # a server may ignore Range (RFC 9110, section 14.2)
+            for chunk in stream.chunks:
+                if len(chunk) > skip:
+                    yield chunk[skip:]
+                skip = max(0, skip - len(chunk))

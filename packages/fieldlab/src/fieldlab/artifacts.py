@@ -1,0 +1,225 @@
+"""Artifacts: the files that steps produced, listed and downloaded.
+
+Nothing that a node says decides where a file lands: names are checked as portable relative names before a path is
+made of them, and the bytes are believed only when their SHA-256 is the one that was announced. A download that was cut
+continues where it stopped; a file that is there already, with the right bytes, is left alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fieldlab_common import protocol as p
+from fieldlab_common.context import check_artifact_name
+from fieldlab_common.errors import ArtifactNameError, BlobMismatch, FieldlabError, InvalidNameError, NotFound
+from fieldlab_common.step import check_name
+
+from fieldlab.source import Source
+from fieldlab.text import clean, html_table, one_line, size, table
+
+__all__ = ["ArtifactFile", "ArtifactFiles", "Artifacts", "fetch", "place_of"]
+
+_READ = 1 << 20
+
+
+def fetch(source: Source, digest: str, length: int) -> bytes:
+    """The blob of that digest and length, in memory, verified.
+
+    Raises:
+        BlobMismatch: the bytes are not those that were announced.
+    """
+    parts: list[bytes] = []
+    _pump(source, digest, length, 0, hashlib.sha256(), parts.append)
+    return b"".join(parts)
+
+
+def _pump(
+    source: Source, digest: str, length: int, offset: int, sha: hashlib._Hash, sink: Callable[[bytes], object]
+) -> None:
+    for chunk in source.blob(digest, offset) if offset < length else ():
+        offset += len(chunk)
+        if offset > length:
+            break
+        sha.update(chunk)
+        sink(chunk)
+    if offset != length or sha.hexdigest() != digest:
+        raise BlobMismatch(
+            f"The bytes of blob {digest[:12]}… are not those that were announced ({offset} of {length} bytes came).",
+            advice="Download it again; if it stays, the stored file is damaged.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFile:
+    """One artifact. ``stored``: its bytes can be read; else ``lost`` may say why they never will be."""
+
+    deployment: str
+    step: str
+    name: str
+    size: int
+    sha256: str
+    attempt: int = 1
+    iteration: int | None = None
+    stored: bool = True
+    lost: str = ""
+    _source: Source = field(repr=False, compare=False)
+
+    def read(self) -> bytes:
+        """Its bytes, verified."""
+        self._require()
+        return fetch(self._source, self.sha256, self.size)
+
+    def download(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to the file ``path``, whose folders are made; continues a download that was cut."""
+        self._require()
+        target = Path(path)
+        if not _is_there(target, self.sha256, self.size):
+            _save(self._source, self, target)
+        return target
+
+    def _require(self) -> None:
+        if self.lost:
+            raise NotFound(f"Artifact {clean(self.name)!r} of {clean(self.step)!r} was lost: {clean(self.lost)}.")
+
+    def __str__(self) -> str:
+        return f"{one_line(self.deployment)}/{one_line(self.step)}/{one_line(self.name)} ({size(self.size)})"
+
+
+def of_info(info: p.ArtifactInfo, source: Source) -> ArtifactFile:
+    """An artifact as the client shows it."""
+    return ArtifactFile(
+        deployment=info.deployment,
+        step=info.step,
+        name=info.name,
+        size=info.size,
+        sha256=info.sha256,
+        attempt=info.attempt,
+        iteration=info.iteration,
+        stored=info.stored,
+        lost=info.lost,
+        _source=source,
+    )
+
+
+def place_of(file: ArtifactFile) -> str:
+    """Where it lands below the download folder: deployment/step/attempt or iteration/name.
+
+    Raises:
+        InvalidNameError: a name would leave the folder, or is not portable.
+    """
+    number = file.attempt if file.iteration is None else file.iteration
+    parts = (check_name(file.deployment, "a deployment"), check_name(file.step, "a step"), str(int(number)))
+    return "/".join((*parts, check_artifact_name(file.name)))
+
+
+def _is_there(path: Path, digest: str, length: int) -> bool:
+    if not path.is_file() or path.stat().st_size != length:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+
+
+def _save(source: Source, wanted: ArtifactFile, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name[:100]}.{wanted.sha256[:16]}.part")
+    sha, offset = hashlib.sha256(), 0
+    with part.open("ab+") as file:
+        file.seek(0)
+        while block := file.read(_READ):
+            sha.update(block)
+            offset += len(block)
+        if offset > wanted.size:
+            file.truncate(0)
+            sha, offset = hashlib.sha256(), 0
+        try:
+            _pump(source, wanted.sha256, wanted.size, offset, sha, file.write)
+        except BlobMismatch:
+            file.truncate(0)  # nothing of it can be trusted, so the next download begins anew
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, target)
+
+
+class ArtifactFiles(list[ArtifactFile]):
+    """Artifacts in the order in which they were announced; shown as a table."""
+
+    def _rows(self) -> Iterator[list[object]]:
+        for one in self:
+            number = one.attempt if one.iteration is None else one.iteration
+            state = "lost: " + one.lost if one.lost else ("stored" if one.stored else "on its way")
+            yield [one.deployment, one.step, number, one.name, size(one.size), state]
+
+    def __repr__(self) -> str:
+        return table(_HEADER, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._rows())
+
+
+_HEADER = ("deployment", "step", "attempt", "name", "size", "state")
+
+
+class Artifacts:
+    """The artifacts of a run."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def list(self, *, deployment: str | None = None, step: str | None = None) -> ArtifactFiles:
+        """Those announced so far, or those of one deployment or step."""
+        found = (of_info(info, self._source) for info in self._source.artifacts())
+        return ArtifactFiles(one for one in found if deployment in (None, one.deployment) and step in (None, one.step))
+
+    def download(
+        self, folder: str | os.PathLike[str] = "out", *, deployment: str | None = None, step: str | None = None
+    ) -> builtins.list[Path]:
+        """Write every artifact that is stored to ``folder/<deployment>/<step>/<attempt or iteration>/<name>``.
+
+        Files that are there already are not fetched again. One that cannot be had does not keep the others back:
+        its error is raised when they are written.
+
+        Raises:
+            InvalidNameError: a node gave a name that would leave the folder.
+            BlobMismatch: the bytes are not those that were announced.
+        """
+        base = Path(folder)
+        base.mkdir(parents=True, exist_ok=True)
+        written: builtins.list[Path] = []
+        failed: builtins.list[FieldlabError] = []
+        for file in self.list(deployment=deployment, step=step):
+            if file.lost or not file.stored:
+                continue
+            try:
+                written.append(file.download(_inside(base, file)))
+            except (InvalidNameError, BlobMismatch, NotFound) as error:
+                failed.append(error)
+            except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+                failed.append(_in_the_way(file, error))
+        if failed:
+            raise failed[0]
+        return written
+
+    def __repr__(self) -> str:
+        return repr(self.list())
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
+
+
+def _in_the_way(file: ArtifactFile, error: OSError) -> ArtifactNameError:
+    made = ArtifactNameError(f"Artifact {clean(file.name)!r} cannot be written: another stands in its place ({error}).")
+    made.__cause__ = error
+    return made
+
+
+def _inside(base: Path, file: ArtifactFile) -> Path:
+    path = base / place_of(file)
+    if not path.parent.resolve().is_relative_to(base.resolve()):
+        raise ArtifactNameError(f"Artifact {clean(file.name)!r} would be written outside of {base}, by a link in it.")
+    return path

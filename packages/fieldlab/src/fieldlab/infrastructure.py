@@ -1,0 +1,89 @@
+"""Target infrastructure: the nouns that say how nodes are reached, and what the client does with them.
+
+A specification is data: its ``kind`` names the director's connector, its fields are the connector's options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from fieldlab_common import protocol as p
+from fieldlab_common import wire
+from fieldlab_common.errors import DefinitionError
+from fieldlab_common.step import check_name
+
+from fieldlab.text import html_table, table
+from fieldlab.transport import Session
+
+__all__ = ["InfrastructureSpec", "Infrastructures", "Local"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfrastructureSpec:
+    """Base of the specifications; ``kind`` is the connector's name."""
+
+    kind: ClassVar[str] = ""
+
+    def tagged(self) -> p.Tagged:
+        """It, as it is sent."""
+        if not self.kind:
+            raise DefinitionError(f"{type(self).__name__} has no kind.", advice="Use fl.Local(...) or another one.")
+        return p.Tagged(kind=self.kind, body=wire.encode(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(InfrastructureSpec):
+    """Nodes on the director's own machine, each with a working directory of its own.
+
+    ``nodes`` is their number; they are called ``<prefix>-1`` and so on. ``properties`` are added to what is known of
+    each. For trying things out, and for measurements of the machine itself.
+    """
+
+    kind: ClassVar[str] = "local"
+    nodes: int = 1
+    prefix: str = "local"
+    properties: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes <= 1000:
+            raise DefinitionError(f"Local(nodes={self.nodes}): it is between 1 and 1000.")
+
+
+class _Listed(list[p.InfrastructureInfo]):
+    def _rows(self) -> list[list[object]]:
+        return [[i.name, i.kind, i.state, i.nodes, i.message] for i in self]
+
+    def __repr__(self) -> str:
+        return table(_HEADER, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._rows())
+
+
+_HEADER = ("name", "kind", "state", "nodes", "message")
+
+
+class Infrastructures:
+    """The infrastructures that this client may see, and the way to attach more."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def attach(self, name: str, spec: InfrastructureSpec) -> p.InfrastructureInfo:
+        """Attach nodes under ``name``.
+
+        Raises:
+            UnknownConnector: the director has no connector of that kind.
+            ConnectorError: it could not reach them.
+            PermissionDenied: only admins may.
+        """
+        body = p.AttachInfrastructure(name=check_name(name, "an infrastructure"), spec=spec.tagged())
+        return self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body)
+
+    def list(self) -> list[p.InfrastructureInfo]:
+        """All of them."""
+        return _Listed(self._session.call("infrastructures", p.InfrastructureList).infrastructures)
+
+    def __repr__(self) -> str:
+        return repr(self.list())
