@@ -110,9 +110,7 @@ def _not_found() -> NotFound:
 
 def _hold_digest(digest: str) -> None:
     if not _DIGEST.fullmatch(digest):
-        raise InvalidRequest(
-            f"{digest[:80]!r} is not a SHA-256 in lower-case hexadecimal.", details={"path": "digest"}
-        )
+        raise InvalidRequest(f"{digest[:80]!r} is not a SHA-256 in lower-case hexadecimal.", details={"path": "digest"})
 
 
 def _digest(digest: str) -> str:

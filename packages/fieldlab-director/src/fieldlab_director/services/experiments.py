@@ -1,7 +1,7 @@
 """Experiments: submit, start, cancel, look at.
 
-Submit only stores what it is given; the reconcile loop makes it come true. Whatever may be asked twice because an answer
-was lost (all of these) does the same once. Every question carries the owner: what is not the caller's is not found.
+Submit only stores what it is given; the reconcile loop makes it come true. All of these may be asked twice, because
+an answer was lost, and do the same once. Every question carries the owner: what is not the caller's is not found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who asks: users with passwords and tokens, and executors with the token of one deployment and epoch.
 
 A user's token is ``flu_<id>_<secret>``, 256 random bits, of which the database has the SHA-256: there is nothing to
-guess, so a slow hash would only cost time. A password is chosen by a person, so it is hashed with argon2id, in a thread.
+guess, so a slow hash would only cost time. A password is chosen by a person: it is hashed with argon2id, in a thread.
 An executor's token is ``fle_<deployment>.<epoch>.<HMAC-SHA-256>``: nothing is stored, and an older epoch's token stays
 good for delivering what it measured, not for claiming. Every wrong token gets the same answer.
 """

@@ -43,7 +43,7 @@ from fieldlab_director.store.base import WORK, Tx, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import append_event
 
-__all__ = ["claim", "deployment_of", "finish", "poll", "report", "seen"]
+__all__ = ["claim", "deployment_of", "finish", "poll", "report", "seen", "wants_sign"]
 
 _D = DeploymentState
 _HELD = (_D.LAUNCHING, _D.RUNNING, _D.UNREACHABLE)
@@ -134,11 +134,16 @@ def finish(tx: Tx, row: DeploymentRow) -> DeploymentRow:
 
 def seen(tx: Tx, row: DeploymentRow) -> DeploymentRow:
     """Note that the executor that holds the deployment was heard of; the row as it is now."""
-    if row.last_seen is None or tx.now - row.last_seen >= SEEN_EVERY or row.state is not _D.RUNNING:
+    if wants_sign(row, tx.now):
         tx.execute(queries.SEEN, guard_id=row.id, last_seen=tx.now)
     if row.state in (_D.LAUNCHING, _D.UNREACHABLE):
         return move(tx, row, _D.RUNNING)
     return row
+
+
+def wants_sign(row: DeploymentRow, now: float) -> bool:
+    """Whether a sign of life now would change what is stored."""
+    return row.last_seen is None or now - row.last_seen >= SEEN_EVERY or row.state in (_D.LAUNCHING, _D.UNREACHABLE)
 
 
 def poll(tx: Tx, caller: ExecutorCaller, journal: str, after: int, limit: int) -> tuple[DeploymentRow, Poll]:

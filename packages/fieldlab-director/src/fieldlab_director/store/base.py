@@ -76,21 +76,30 @@ class Watch:
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._event = asyncio.Event()
+        self._left = False
 
     def wake(self) -> None:
         """Let the present or the next ``wait`` return."""
         self._event.set()
 
+    def leave(self) -> None:
+        """End every wait: nobody wants to know any more."""
+        self._left = True
+        self._event.set()
+
     async def wait(self, timeout: float) -> bool:
-        """Wait until woken, for at most ``timeout`` seconds; False if that time ran out or the director stops."""
-        if self._notifier.closed:
+        """Wait until woken, for at most ``timeout`` seconds.
+
+        False: that time ran out, the director stops, or nobody wants to know any more.
+        """
+        if self._notifier.closed or self._left:
             return False
         try:
             await asyncio.wait_for(self._event.wait(), timeout)
         except TimeoutError:
             return False
         self._event.clear()
-        return not self._notifier.closed
+        return not (self._notifier.closed or self._left)
 
 
 class Notifier:

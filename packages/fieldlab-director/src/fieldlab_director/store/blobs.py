@@ -71,7 +71,7 @@ class Blobs:
         Raises:
             NotFound: it is not there.
         """
-        if start == end:
+        if start >= end:
             return
         try:
             found = await obstore.get_async(self._store, _key(digest), options={"range": (start, end)})
@@ -183,7 +183,7 @@ async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if size >= CHUNK:
                 yield b"".join(parts)
                 parts, size = [], 0
-    except Exception:  # noqa: BLE001 - however the body broke off, what came of it is kept: a bad line makes headway
+    except Exception:  # however the body broke off, what came of it is kept: so a bad line makes headway too
         if parts:
             yield b"".join(parts)
         raise

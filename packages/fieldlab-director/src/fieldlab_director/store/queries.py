@@ -199,9 +199,7 @@ OWNED_BLOBS = sa.select(t.blob_refs.c.digest).where(
 )
 ADD_BLOB_REF = sa.insert(t.blob_refs)
 ADD_ARTIFACT = sa.insert(_a)
-ANNOUNCED = sa.select(_a.c.size).where(
-    _a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256")
-)
+ANNOUNCED = sa.select(_a.c.size).where(_a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256"))
 ARTIFACTS_STORED = (
     sa.update(_a)
     .where(_a.c.deployment_id == _p("guard_deployment_id"), _a.c.sha256 == _p("guard_sha256"))

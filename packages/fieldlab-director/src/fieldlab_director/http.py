@@ -1,0 +1,274 @@
+"""HTTP in front of the desk: one handler for every row of ``protocol.ENDPOINTS``. No decision lives here.
+
+Authenticate, authorise by the row's callers, decode strictly, call the service of the row's name, encode. Every error
+leaves as a problem document (RFC 9457) with a stable code and the request's id, never as a traceback; what nobody
+foresaw is logged with that id. A body is read no further than its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from fieldlab_common.errors import (
+    AuthenticationError,
+    FieldlabError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    TooLarge,
+    Unavailable,
+)
+from fieldlab_common.protocol import ENDPOINTS, PROBLEM, Caller, Endpoint, Problem
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from fieldlab_director.openapi import openapi
+from fieldlab_director.services.desk import Ask, Bytes, Desk
+from fieldlab_director.services.identity import ExecutorCaller, UserCaller
+from fieldlab_director.settings import Limits
+
+__all__ = ["make_http"]
+
+log = structlog.get_logger("fieldlab.http")
+
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+_WHERE = re.compile(r" - at `(\$[^`]*)`$")
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_DRAINED = 16 * 1024 * 1024  # so much of a refused body is read, so that its sender gets to read the answer
+_DRAIN_SECONDS = 5.0
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def make_http(desk: Desk, *, lifespan: Callable[[Starlette], Any] | None = None) -> Starlette:
+    """The ASGI application."""
+    document = _ENCODE(openapi(desk.version))
+
+    async def described(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    routes = [Route(row.path, _endpoint(desk, row), methods=[row.method]) for row in ENDPOINTS.values()]
+    routes.append(Route("/openapi.json", described, methods=["GET"]))
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
+
+
+def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    service: Callable[[Ask], Awaitable[Any]] = getattr(desk, row.name)
+    decoder: msgspec.json.Decoder[Any] | None = None
+    if row.request not in (None, bytes):
+        decoder = msgspec.json.Decoder(row.request)
+    limits = desk.settings.limits
+
+    async def endpoint(request: Request) -> Response:
+        began, request_id = time.perf_counter(), secrets.token_hex(8)
+        with structlog.contextvars.bound_contextvars(request_id=request_id, endpoint=row.name):
+            try:
+                caller = await _authorise(desk, row, request)
+                ask = await _decode(row, request, caller, decoder, limits)
+                response = _respond(row, request, await service(ask))
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except FieldlabError as error:
+                response = await _refuse(request, error, request_id)
+            except Exception as error:  # the last place where a fault can become an answer
+                log.exception("fault", error=repr(error))
+                response = await _refuse(request, InternalError("The director failed."), request_id)
+            response.headers["x-request-id"] = request_id
+            log.info("request", status=response.status_code, ms=round((time.perf_counter() - began) * 1000, 1))
+            return response
+
+    return endpoint
+
+
+# --- who -------------------------------------------------------------------------------------------------------------
+
+
+async def _authorise(desk: Desk, row: Endpoint, request: Request) -> UserCaller | ExecutorCaller | None:
+    if Caller.ANYONE in row.callers:
+        return None
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise AuthenticationError("The request has no token.")
+    caller = await desk.identify(token.strip())
+    roles = {Caller.EXECUTOR} if isinstance(caller, ExecutorCaller) else {Caller.USER}
+    if isinstance(caller, UserCaller) and caller.role == "admin":
+        roles.add(Caller.ADMIN)
+    if not roles & set(row.callers):
+        raise PermissionDenied(f"This token may not call {row.name!r}.")
+    return caller
+
+
+# --- what ------------------------------------------------------------------------------------------------------------
+
+
+async def _decode(
+    row: Endpoint,
+    request: Request,
+    caller: UserCaller | ExecutorCaller | None,
+    decoder: msgspec.json.Decoder[Any] | None,
+    limits: Limits,
+) -> Ask:
+    raw = b""
+    if row.request is not None and row.name != "put_blob":  # the bytes of a blob are never gathered in memory
+        raw = await _body(request, limits.report_body if row.request is bytes else limits.json_body, limits)
+    start, end = _range(request) if row.response is bytes else (0, None)
+    return Ask(
+        caller=caller,
+        path=request.path_params,
+        query=_query(row, request),
+        body=raw if decoder is None else _message(decoder, raw or b"{}"),
+        stream=lambda: _stream(request, limits),
+        gone=lambda: _gone(request),
+        key=_key(request),
+        digest=hashlib.sha256(raw).hexdigest() if row.name == "submit" else "",
+        start=start,
+        end=end,
+    )
+
+
+async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+    parts = request.stream().__aiter__()
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(parts), limits.body_silence)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Unavailable("The body stopped coming.", advice="Send the rest again.") from error
+
+
+async def _body(request: Request, most: int, limits: Limits) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in _stream(request, limits):
+        size += len(part)
+        if size > most:
+            raise TooLarge(f"The body is over the limit of {most} bytes.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _message(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = _WHERE.search(str(error))
+        path = where[1] if where else "$"
+        raise InvalidRequest(
+            f"The body is not of the documented form: {error}.",
+            advice="GET /openapi.json has the forms.",
+            details={"path": path},
+        ) from error
+
+
+def _query(row: Endpoint, request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, kind in row.query.items():
+        if name not in request.query_params:
+            continue
+        try:
+            found[name] = msgspec.convert(request.query_params[name], kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(
+                f"The query parameter {name!r} is not a {kind.__name__}.", details={"path": f"?{name}"}
+            ) from error
+        if kind is int and not 0 <= found[name] < 2**53:
+            raise InvalidRequest(f"The query parameter {name!r} is out of range.", details={"path": f"?{name}"})
+    return found
+
+
+def _key(request: Request) -> str:
+    key = request.headers.get("idempotency-key", "")
+    if key and not _KEY.fullmatch(key):
+        raise InvalidRequest("Idempotency-Key must have 1 to 200 visible ASCII characters.", details={"path": "header"})
+    return key
+
+
+def _range(request: Request) -> tuple[int, int | None]:
+    """One range of bytes (RFC 9110, section 14); every other form is ignored, as the RFC allows."""
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    if not match:
+        return 0, None
+    return int(match[1]), int(match[2]) + 1 if match[2] else None
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def _respond(row: Endpoint, request: Request, answer: Any) -> Response:
+    if not isinstance(answer, Bytes):
+        return Response(_ENCODE(answer), row.status, media_type="application/json")
+    headers = {"accept-ranges": "bytes"}
+    if answer.start >= answer.end and answer.start > 0:
+        headers["content-range"] = f"bytes */{answer.total}"
+        problem = _problem(InvalidRequest(f"There are only {answer.total} bytes."), "")
+        return Response(problem, 416, headers, media_type=PROBLEM)
+    headers["content-length"] = str(answer.end - answer.start)
+    partial = _RANGE.fullmatch(request.headers.get("range", "")) is not None and answer.total > 0
+    if partial:
+        headers["content-range"] = f"bytes {answer.start}-{answer.end - 1}/{answer.total}"
+    return StreamingResponse(answer.chunks, 206 if partial else row.status, headers, "application/octet-stream")
+
+
+async def _refuse(request: Request, error: FieldlabError, request_id: str) -> Response:
+    await _drain(request)
+    headers: dict[str, str] = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.status in (429, 503):
+        headers["retry-after"] = "1"
+    return Response(_problem(error, request_id), error.status, headers, media_type=PROBLEM)
+
+
+def _problem(error: FieldlabError, request_id: str) -> bytes:
+    title = (type(error).__doc__ or error.code).strip().splitlines()[0]
+    return _ENCODE(
+        Problem(
+            title=title,
+            status=error.status,
+            code=error.code,
+            detail=error.message,
+            advice=error.advice,
+            request_id=request_id or None,
+            details=error.details,
+        )
+    )
+
+
+async def _drain(request: Request) -> None:
+    """Read on in a body that nobody wants: a sender that is cut off while it sends would never see why."""
+    size = 0
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > _DRAINED:
+                    return
+    except (TimeoutError, ClientDisconnect, RuntimeError):
+        return  # RuntimeError: the body was read to its end already
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    known = error.status_code if isinstance(error, HTTPException) else 500
+    if known == 405:
+        refusal: FieldlabError = InvalidRequest(f"{request.method} is not for this path.")
+    else:
+        refusal = NotFound("There is no such path.", advice="GET /openapi.json lists them all.")
+    return Response(_problem(refusal, secrets.token_hex(8)), known, media_type=PROBLEM)

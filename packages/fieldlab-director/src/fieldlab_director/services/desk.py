@@ -1,0 +1,364 @@
+"""The desk: for each row of ``protocol.ENDPOINTS`` the service of the same name, as HTTP calls it.
+
+Here is what is not of one transaction: the wait of a long-poll, the bytes of a blob, the connector that is asked before
+anything is stored. What is asked and answered are messages of the protocol; what is not allowed is a ``FieldlabError``.
+
+A long-poll watches before it reads, so that nothing falls between; it ends when there is something to say, when
+its time is up, when its caller has gone, and when the director stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fieldlab_common.errors import InvalidRequest, PermissionDenied, Unavailable
+from fieldlab_common.events import Event
+from fieldlab_common.protocol import (
+    Ack,
+    ArtifactList,
+    BlobList,
+    BlobStatus,
+    Claim,
+    EventPage,
+    ExperimentInfo,
+    ExperimentPage,
+    Health,
+    InfrastructureInfo,
+    InfrastructureList,
+    Lane,
+    NodeList,
+    Poll,
+    Principal,
+    RecordPage,
+)
+
+from fieldlab_director.services import blobs, events, experiments, infrastructures, journals, records
+from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, user_caller
+from fieldlab_director.services.infrastructures import Fleet
+from fieldlab_director.services.intake import read_upload
+from fieldlab_director.services.vault import Vault
+from fieldlab_director.settings import Settings
+from fieldlab_director.store.base import Store, Tx, deployment_topic, experiment_topic
+from fieldlab_director.store.blobs import Blobs
+
+__all__ = ["Ask", "Bytes", "Desk"]
+
+T = TypeVar("T")
+
+POLL_WAIT = 30.0  # an executor's poll is its sign of life, so it comes back before it is missed
+TOLD_WAIT = 5.0  # an executor that was told to stop needs no answer at once, each time again
+_OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request, decoded: who, what, and ways to read a long body or to learn that the caller has gone."""
+
+    caller: UserCaller | ExecutorCaller | None
+    path: Mapping[str, str]
+    query: Mapping[str, Any]
+    body: Any
+    stream: Callable[[], AsyncIterator[bytes]]
+    gone: Callable[[], Awaitable[None]]
+    key: str = ""
+    digest: str = ""
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def user(self) -> UserCaller:
+        """The user who asks; the endpoint's row admits nobody else."""
+        assert isinstance(self.caller, UserCaller)
+        return self.caller
+
+    @property
+    def executor(self) -> ExecutorCaller:
+        """The executor that asks; the endpoint's row admits nobody else."""
+        assert isinstance(self.caller, ExecutorCaller)
+        return self.caller
+
+    @property
+    def someone(self) -> UserCaller | ExecutorCaller:
+        """Whoever asks; the endpoint's row admits nobody without a token."""
+        assert self.caller is not None
+        return self.caller
+
+    def needed(self, name: str) -> Any:
+        """A query parameter that must be there."""
+        if name not in self.query:
+            raise InvalidRequest(f"The query parameter {name!r} is missing.", details={"path": f"?{name}"})
+        return self.query[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """An answer of bytes: ``chunks`` are those from ``start`` up to ``end`` of ``total``."""
+
+    chunks: AsyncIterator[bytes]
+    start: int
+    end: int
+    total: int
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """All services, over one store."""
+
+    settings: Settings
+    store: Store
+    blobs: Blobs
+    vault: Vault
+    fleet: Fleet
+    version: str
+    executable_path: Path
+    _told: set[tuple[str, str]] = field(default_factory=set)
+
+    async def identify(self, token: str) -> UserCaller | ExecutorCaller:
+        """Whose token this is.
+
+        Raises:
+            AuthenticationError: nobody's.
+        """
+        if token.startswith("fle_"):
+            return executor_caller(self.vault.executor_key, token)
+        return await self.store.read(lambda tx: user_caller(tx, token))
+
+    # --- the director ------------------------------------------------------------------------------------------------
+
+    async def health(self, ask: Ask) -> Health:
+        """Whether the director serves: the database answers."""
+        now = await self.store.read(lambda tx: tx.now)
+        if self.store.notifier.closed:
+            raise Unavailable("The director is stopping.")
+        return Health(version=self.version, time=now)
+
+    async def executable(self, ask: Ask) -> Bytes:
+        """The executor as one file."""
+        size = (await asyncio.to_thread(self.executable_path.stat)).st_size
+        end = size if ask.end is None else ask.end
+        return Bytes(chunks=_file(self.executable_path, ask.start, end), start=ask.start, end=end, total=size)
+
+    async def whoami(self, ask: Ask) -> Principal:
+        """Who the token belongs to."""
+        return Principal(user=ask.user.name, role=ask.user.role, expires=ask.user.expires)
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    async def nodes(self, ask: Ask) -> NodeList:
+        """The caller's nodes."""
+        return await self.store.read(lambda tx: infrastructures.nodes(tx, ask.user))
+
+    async def infrastructures(self, ask: Ask) -> InfrastructureList:
+        """The caller's infrastructures."""
+        return await self.store.read(lambda tx: infrastructures.infrastructures(tx, ask.user))
+
+    async def attach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
+        """Ask the connector for the nodes, then store both."""
+        name, spec = ask.body.name, ask.body.spec
+        if spec.kind == "local" and ask.user.role != "admin":
+            raise PermissionDenied(
+                "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
+            )
+        await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
+        found = await self.fleet.survey(name, spec.kind, spec.body)
+        return await self.store.write(lambda tx: infrastructures.attach(tx, ask.user, self.vault, name, spec, found))
+
+    # --- blobs -------------------------------------------------------------------------------------------------------
+
+    async def missing_blobs(self, ask: Ask) -> BlobList:
+        """Which of some blobs the caller has yet to send."""
+        found = await self.store.read(lambda tx: blobs.missing(tx, ask.user, ask.body.digests))
+        return BlobList(digests=found)
+
+    async def blob_status(self, ask: Ask) -> BlobStatus:
+        """How much of a blob is here."""
+        digest = ask.path["digest"]
+        admission = await self.store.read(lambda tx: blobs.admit(tx, ask.someone, digest))
+        if admission.size is not None:
+            return BlobStatus(digest=digest, offset=admission.size, complete=True)
+        return BlobStatus(digest=digest, offset=await asyncio.to_thread(self.blobs.offset, admission.scope, digest))
+
+    async def get_blob(self, ask: Ask) -> Bytes:
+        """The bytes of a blob."""
+        digest = ask.path["digest"]
+        size = await self.store.read(lambda tx: blobs.locate(tx, ask.someone, digest))
+        end = size if ask.end is None else min(ask.end, size)
+        start = min(ask.start, size + 1)
+        chunks = self.blobs.read(digest, start, end)
+        return Bytes(chunks=chunks, start=start, end=end, total=size)
+
+    async def put_blob(self, ask: Ask) -> BlobStatus:
+        """Take bytes of a blob, from an offset on."""
+        digest, offset, size = ask.path["digest"], ask.needed("offset"), ask.needed("size")
+        admission = await self.store.read(lambda tx: blobs.admit(tx, ask.someone, digest, size))
+        there = admission.size
+        if there is None:
+            reached = await self.blobs.write(admission.scope, digest, offset, size, ask.stream())
+            if reached < size:
+                return BlobStatus(digest=digest, offset=reached)
+            there = size
+        await self.store.write(lambda tx: blobs.arrived(tx, ask.someone, digest, there))
+        return BlobStatus(digest=digest, offset=there, complete=True)
+
+    # --- experiments -------------------------------------------------------------------------------------------------
+
+    async def submit(self, ask: Ask) -> ExperimentInfo:
+        """Store an experiment."""
+        experiments.check_submit(ask.body, most=self.settings.limits.deployments)
+        return await self.store.write(
+            lambda tx: experiments.submit(tx, ask.user, ask.body, key=ask.key, digest=ask.digest)
+        )
+
+    async def experiments(self, ask: Ask) -> ExperimentPage:
+        """A page of the caller's experiments."""
+        state, after, limit = ask.query.get("state", ""), ask.query.get("after", ""), self._limit(ask)
+        return await self.store.read(
+            lambda tx: experiments.experiments(tx, ask.user, state=state, after=after, limit=limit)
+        )
+
+    async def experiment(self, ask: Ask) -> ExperimentInfo:
+        """How an experiment stands."""
+        return await self.store.read(lambda tx: experiments.experiment(tx, ask.user, ask.path["experiment"]))
+
+    async def start(self, ask: Ask) -> ExperimentInfo:
+        """Ask for its start."""
+        return await self.store.write(lambda tx: experiments.start(tx, ask.user, ask.path["experiment"]))
+
+    async def cancel(self, ask: Ask) -> ExperimentInfo:
+        """Ask for its stop."""
+        return await self.store.write(lambda tx: experiments.cancel(tx, ask.user, ask.path["experiment"], ask.body))
+
+    async def records(self, ask: Ask) -> RecordPage:
+        """Records of a lane after a cursor."""
+        lane, after, limit = _lane(ask.needed("lane")), ask.query.get("after", 0), self._limit(ask)
+        most = self.settings.limits.page_bytes
+
+        def question(tx: Tx) -> tuple[str, RecordPage, bool]:
+            return records.records(
+                tx, ask.user, ask.path["experiment"], lane, after=after, limit=limit, most_bytes=most
+            )
+
+        experiment_id, first, whole = await self.store.read(question)
+        if first.records or whole or not self._wait(ask):
+            return first
+
+        def news(found: tuple[str, RecordPage, bool]) -> bool:
+            return bool(found[1].records) or found[2] or found[1].state is not first.state
+
+        return (await self._until(ask, question, news, self._wait(ask), experiment_topic(experiment_id)))[1]
+
+    async def events(self, ask: Ask) -> EventPage:
+        """Events after a cursor."""
+        after, limit = ask.query.get("after", 0), self._limit(ask)
+
+        def question(tx: Tx) -> tuple[str, EventPage]:
+            return events.events(tx, ask.user, ask.path["experiment"], after=after, limit=limit)
+
+        experiment_id, first = await self.store.read(question)
+        if first.events or first.state.terminal or not self._wait(ask):
+            return first
+
+        def news(found: tuple[str, EventPage]) -> bool:
+            return bool(found[1].events) or found[1].state is not first.state
+
+        return (await self._until(ask, question, news, self._wait(ask), experiment_topic(experiment_id)))[1]
+
+    async def send_event(self, ask: Ask) -> Event:
+        """Append an event."""
+        return await self.store.write(lambda tx: events.send_event(tx, ask.user, ask.path["experiment"], ask.body))
+
+    async def artifacts(self, ask: Ask) -> ArtifactList:
+        """Every artifact that was announced."""
+        return await self.store.read(lambda tx: records.artifacts(tx, ask.user, ask.path["experiment"]))
+
+    # --- executors ---------------------------------------------------------------------------------------------------
+
+    async def claim(self, ask: Ask) -> Claim:
+        """Give a deployment to the executor that asks first."""
+        if not ask.body.journal_id or len(ask.body.journal_id) > 64:
+            raise InvalidRequest("$.journal_id must have 1 to 64 characters.", details={"path": "$.journal_id"})
+        return await self.store.write(lambda tx: journals.claim(tx, ask.executor, ask.body))
+
+    async def report(self, ask: Ask) -> Ack:
+        """Take records of a journal."""
+        lane, journal = _lane(ask.needed("lane")), ask.needed("journal")
+        if len(ask.body) > _OFF_LOOP:
+            upload = await asyncio.to_thread(read_upload, lane, ask.body)
+        else:
+            upload = read_upload(lane, ask.body)
+        return await self.store.write(lambda tx: journals.report(tx, ask.executor, journal, upload))
+
+    async def poll(self, ask: Ask) -> Poll:
+        """What an executor is to be told; asking is its sign of life."""
+        after, journal, limit = ask.query.get("after", 0), ask.needed("journal"), self.settings.limits.page
+
+        def question(tx: Tx) -> tuple[Any, Poll]:
+            return journals.poll(tx, ask.executor, journal, after, limit)
+
+        row, first = await self.store.read(question)
+        if journals.wants_sign(row, first.server_time):
+            await self.store.write(lambda tx: journals.seen(tx, journals.deployment_of(tx, ask.executor)))
+        told = (row.id, journal)
+        wait = min(self._wait(ask), TOLD_WAIT if told in self._told else POLL_WAIT)
+        if first.cancel is not None:
+            fresh = told not in self._told
+            self._told.add(told)
+            wait = 0.0 if fresh else wait
+        if first.events or not wait:
+            return first
+
+        def news(found: tuple[Any, Poll]) -> bool:
+            return bool(found[1].events) or (found[1].cancel is not None and first.cancel is None)
+
+        topics = experiment_topic(row.experiment_id), deployment_topic(row.id)
+        return (await self._until(ask, question, news, wait, *topics))[1]
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _limit(self, ask: Ask) -> int:
+        limit = int(ask.query.get("limit", self.settings.limits.page))
+        if limit < 1:
+            raise InvalidRequest("limit must be at least 1.", details={"path": "?limit"})
+        return min(limit, self.settings.limits.page)
+
+    def _wait(self, ask: Ask) -> float:
+        wait = float(ask.query.get("wait", 0.0))
+        if not wait >= 0:
+            raise InvalidRequest("wait must be zero or more seconds.", details={"path": "?wait"})
+        return min(wait, self.settings.limits.wait)
+
+    async def _until(
+        self, ask: Ask, question: Callable[[Tx], T], news: Callable[[T], bool], wait: float, *topics: str
+    ) -> T:
+        """The answer to ``question`` when it is ``news``, or when ``wait`` seconds are over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        with self.store.notifier.watch(*topics) as watch:
+            leaving = asyncio.ensure_future(ask.gone())
+            leaving.add_done_callback(lambda _: watch.leave())
+            try:
+                while True:
+                    found = await self.store.read(question)
+                    if news(found) or not await watch.wait(deadline - loop.time()):
+                        return found
+            finally:
+                leaving.cancel()
+
+
+def _lane(text: str) -> Lane:
+    try:
+        return Lane(text)
+    except ValueError:
+        raise InvalidRequest("lane must be control or bulk.", details={"path": "?lane"}) from None
+
+
+async def _file(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        await asyncio.to_thread(file.seek, start)
+        while start < end and (chunk := await asyncio.to_thread(file.read, min(1 << 20, end - start))):
+            start += len(chunk)
+            yield chunk
