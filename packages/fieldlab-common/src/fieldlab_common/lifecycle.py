@@ -7,7 +7,7 @@ Invariant: a terminal state has no way out. ``docs/lifecycle.md`` shows these ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import TypeVar
 
 from fieldlab_common.errors import IllegalTransition
@@ -29,7 +29,7 @@ class ExperimentState(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether nothing changes it any more."""
-        return not TRANSITIONS[self]
+        return not TRANSITIONS[type(self)][self]
 
 
 class DeploymentState(StrEnum):
@@ -49,7 +49,7 @@ class DeploymentState(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether nothing changes it any more."""
-        return not TRANSITIONS[self]
+        return not TRANSITIONS[type(self)][self]
 
 
 class StepState(StrEnum):
@@ -65,7 +65,7 @@ class StepState(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether nothing changes it any more."""
-        return not TRANSITIONS[self]
+        return not TRANSITIONS[type(self)][self]
 
 
 class Reason(StrEnum):
@@ -101,30 +101,37 @@ class Reason(StrEnum):
 _E, _D, _S = ExperimentState, DeploymentState, StepState
 _D_ENDS = frozenset({_D.SUCCEEDED, _D.FAILED, _D.CANCELLED, _D.LOST})
 
-TRANSITIONS: Mapping[Enum, frozenset[Enum]] = {
-    _E.PREPARING: frozenset({_E.READY, _E.CANCELLING, _E.FAILED}),
-    _E.READY: frozenset({_E.RUNNING, _E.CANCELLING}),
-    _E.RUNNING: frozenset({_E.SUCCEEDED, _E.FAILED, _E.CANCELLING}),
-    _E.CANCELLING: frozenset({_E.CANCELLED}),
-    _E.SUCCEEDED: frozenset(),
-    _E.FAILED: frozenset(),
-    _E.CANCELLED: frozenset(),
-    _D.PENDING: frozenset({_D.PREPARING, _D.CANCELLED, _D.FAILED}),
-    _D.PREPARING: frozenset({_D.READY, _D.FAILED, _D.CANCELLED}),
-    _D.READY: frozenset({_D.LAUNCHING, _D.CANCELLED, _D.FAILED}),
-    _D.LAUNCHING: frozenset({_D.RUNNING, _D.FAILED, _D.CANCELLED, _D.LOST}),
-    _D.RUNNING: frozenset({_D.UNREACHABLE} | _D_ENDS),
-    _D.UNREACHABLE: frozenset({_D.RUNNING} | _D_ENDS),
-    _D.SUCCEEDED: frozenset(),
-    _D.FAILED: frozenset(),
-    _D.CANCELLED: frozenset(),
-    _D.LOST: frozenset(),
-    _S.WAITING: frozenset({_S.RUNNING, _S.SKIPPED, _S.CANCELLED, _S.FAILED}),
-    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED}),
-    _S.SUCCEEDED: frozenset(),
-    _S.FAILED: frozenset(),
-    _S.SKIPPED: frozenset(),
-    _S.CANCELLED: frozenset(),
+# One table a kind: members of different kinds with the same text are equal, and would be one key.
+TRANSITIONS: Mapping[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]]] = {
+    _E: {
+        _E.PREPARING: frozenset({_E.READY, _E.CANCELLING, _E.FAILED}),
+        _E.READY: frozenset({_E.RUNNING, _E.CANCELLING}),
+        _E.RUNNING: frozenset({_E.SUCCEEDED, _E.FAILED, _E.CANCELLING}),
+        _E.CANCELLING: frozenset({_E.CANCELLED}),
+        _E.SUCCEEDED: frozenset(),
+        _E.FAILED: frozenset(),
+        _E.CANCELLED: frozenset(),
+    },
+    _D: {
+        _D.PENDING: frozenset({_D.PREPARING, _D.CANCELLED, _D.FAILED}),
+        _D.PREPARING: frozenset({_D.READY, _D.FAILED, _D.CANCELLED}),
+        _D.READY: frozenset({_D.LAUNCHING, _D.CANCELLED, _D.FAILED}),
+        _D.LAUNCHING: frozenset({_D.RUNNING, _D.FAILED, _D.CANCELLED, _D.LOST}),
+        _D.RUNNING: frozenset({_D.UNREACHABLE} | _D_ENDS),
+        _D.UNREACHABLE: frozenset({_D.RUNNING} | _D_ENDS),
+        _D.SUCCEEDED: frozenset(),
+        _D.FAILED: frozenset(),
+        _D.CANCELLED: frozenset(),
+        _D.LOST: frozenset(),
+    },
+    _S: {
+        _S.WAITING: frozenset({_S.RUNNING, _S.SKIPPED, _S.CANCELLED, _S.FAILED}),
+        _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED}),
+        _S.SUCCEEDED: frozenset(),
+        _S.FAILED: frozenset(),
+        _S.SKIPPED: frozenset(),
+        _S.CANCELLED: frozenset(),
+    },
 }
 
 State = TypeVar("State", ExperimentState, DeploymentState, StepState)
@@ -136,9 +143,10 @@ def advance(current: State, new: State) -> State:
     Raises:
         IllegalTransition: naming both states; also when they are the same.
     """
-    if new in TRANSITIONS[current]:
+    row = TRANSITIONS[type(current)][current]
+    if type(new) is type(current) and new in row:
         return new
-    allowed = ", ".join(sorted(str(s.value) for s in TRANSITIONS[current])) or "nothing: it is terminal"
+    allowed = ", ".join(sorted(str(s.value) for s in row)) or "nothing: it is terminal"
     raise IllegalTransition(
         f"{type(current).__name__} {current.value!r} cannot become {new.value!r}; from there it can become {allowed}.",
         details={"from": current.value, "to": new.value},

@@ -1,0 +1,54 @@
+"""Environments and what tasks need of them."""
+
+import pytest
+from fieldlab_common.environment import (
+    Host,
+    Requirements,
+    Resources,
+    Venv,
+    conflicting_pins,
+    parse_duration,
+    parse_size,
+)
+from fieldlab_common.errors import DefinitionError
+
+
+def test_requirements_merge_in_order_without_doubles():
+    first = Requirements(packages=("a", "b"), env={"X": "1", "Y": "1"})
+    second = Requirements(packages=("b", "c"), env={"X": "2"})
+    assert first.merged(second) == Requirements(packages=("a", "b", "c"), env={"X": "2", "Y": "1"})
+
+
+def test_needing_keeps_the_kind_and_its_settings():
+    assert Venv(python="3.12").needing(Requirements(packages=("a",))) == Venv(
+        python="3.12", requirements=Requirements(packages=("a",))
+    )
+    assert type(Host().needing(Requirements())) is Host
+
+
+def test_contradicting_pins_are_found_whatever_their_spelling():
+    assert conflicting_pins(["Foo_Bar==1", "x>=2", "foo-bar==2", "y==1", "y==1"]) == [("foo-bar", "1", "2")]
+
+
+@pytest.mark.parametrize(("text", "size"), [("1 GiB", 2**30), ("2GB", 2 * 10**9), (512, 512), ("1.5 KiB", 1536)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("6h", 21600), (2.5, 2.5), ("250ms", 0.25)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("wrong", ["", "much", "-1", "1 lightyear", "1h30m"])
+def test_what_is_no_size_or_duration_is_refused(wrong):
+    with pytest.raises(DefinitionError):
+        parse_size(wrong)
+    with pytest.raises(DefinitionError):
+        parse_duration(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"cpus": 0}, {"memory": "lots"}, {"walltime": -1}])
+def test_resources_are_checked_where_they_are_written(wrong):
+    with pytest.raises(DefinitionError):
+        Resources(**wrong)
