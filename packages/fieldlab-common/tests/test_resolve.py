@@ -1,0 +1,184 @@
+"""From an experiment to deployments: what is chosen, why, and every problem at once."""
+
+import hashlib
+
+import pytest
+from fieldlab_common import payload, wire
+from fieldlab_common.builtin import barrier
+from fieldlab_common.dag import DAG, background, choose
+from fieldlab_common.deployment import Graph, Need, On
+from fieldlab_common.environment import Host
+from fieldlab_common.experiment import Experiment
+from fieldlab_common.node import Node
+from fieldlab_common.resolve import resolve
+from fieldlab_common.selector import node
+from fieldlab_common.step import by_node
+from fieldlab_common.task import task
+
+
+class Store:
+    """Keeps blobs in memory."""
+
+    def __init__(self):
+        self.blobs = {}
+
+    def seal(self, obj, what):
+        data = payload.seal(obj, what=what)
+        digest = hashlib.sha256(data).hexdigest()
+        self.blobs[digest] = data
+        return digest
+
+    def seal_file(self, path):
+        return hashlib.sha256(path.encode()).hexdigest()
+
+    def bundles(self):
+        return ()
+
+    def open(self, digest):
+        return payload.unseal(self.blobs[digest], lambda reference: reference)
+
+
+@task
+def plain(value=None):
+    return value
+
+
+@task(when=node["cpus"] >= 4, packages=["numpy==1"])
+def heavy(): ...
+
+
+@heavy.implementation(when=node["site"] == "lab", packages=[])
+def heavy_lab(): ...
+
+
+BIG = Node.dummy("big", os="linux", cpus=8, python=["3.11"])
+LAB = Node.dummy("lab", os="linux", cpus=1, site="lab")
+SMALL = Node.dummy("small", os="linux", cpus=1)
+
+
+def resolved(dag, *nodes, python="3.11", **settings):
+    store = Store()
+    found = resolve(Experiment("e", **settings).map(dag, nodes), store, python=python)
+    return found, store
+
+
+def test_each_node_gets_the_first_implementation_that_fits_and_the_reason():
+    with DAG("d") as dag:
+        heavy()
+    found, _ = resolved(dag, BIG, LAB)
+    assert [(c.implementation, c.because) for c in found.choices] == [("", "cpus >= 4"), ("heavy_lab", "site == 'lab'")]
+    assert found.choices[0].rejected[0].because == "has no `site`"
+
+
+def test_a_node_that_nothing_fits_is_a_problem_that_names_every_miss():
+    with DAG("d") as dag:
+        heavy()
+    found, _ = resolved(dag, SMALL)
+    assert found.deployments == ()
+    assert "has no `site`" in str(found.problems[0])
+    assert "`cpus` is 1, not >= 4" in str(found.problems[0])
+
+
+def test_packages_ask_for_a_venv_unless_told_otherwise():
+    with DAG("d") as dag:
+        heavy()
+    found, _ = resolved(dag, BIG, LAB)
+    assert [d.environment.kind for d in found.deployments] == ["venv", "host"]
+    given = resolve(Experiment("e").map(dag, BIG, env=Host()), Store(), python="3.11")
+    assert given.deployments[0].environment.kind == "host"
+
+
+def test_nodes_that_resolve_alike_share_one_graph():
+    with DAG("d") as dag:
+        plain(1)
+    found, store = resolved(dag, BIG, SMALL)
+    assert found.deployments[0].graph is found.deployments[1].graph
+    assert len(store.blobs) == 2
+
+
+def test_by_node_is_computed_for_each_node():
+    with DAG("d") as dag:
+        plain([by_node(lambda n: n["cpus"] * 2)])
+    found, store = resolved(dag, BIG, SMALL)
+    assert [store.open(d.graph.steps[0].args)[0] for d in found.deployments] == [([16],), ([2],)]
+
+
+def test_steps_and_properties_in_arguments_leave_as_references_and_make_edges():
+    with DAG("d") as dag:
+        first = plain(1).named("first")
+        plain({"v": [first["k"]], "ip": node["cpus"]}).named("second")
+    found, store = resolved(dag, BIG)
+    second = found.deployments[0].graph.steps[1]
+    assert second.needs == (Need(step="first", on=On.SUCCESS, data=True),)
+    assert store.open(second.args) == (({"v": [("step", "first", "value", ("k",))], "ip": ("node", "cpus")},), {})
+
+
+def test_an_error_as_argument_implies_no_success_edge():
+    with DAG("d") as dag:
+        first = plain(1).named("first")
+        plain(first.error).named("free")
+        plain(first.error).named("on").after(first, on="failure")
+    found, _ = resolved(dag, BIG)
+    needs = {s.name: s.needs for s in found.deployments[0].graph.steps}
+    assert needs["free"] == (Need(step="first", on=On.ALWAYS, data=True),)
+    assert needs["on"] == (Need(step="first", on=On.FAILURE, data=True),)
+
+
+def test_a_graph_survives_the_wire():
+    with DAG("d", max_parallel=2) as dag:
+        server = background(plain(1))
+        plain(2).during(server).measured().exclusive("nic")
+    found, _ = resolved(dag, BIG)
+    graph = found.deployments[0].graph
+    assert wire.loads(Graph, wire.dumps(graph)) == graph
+
+
+def test_a_choice_of_dags_goes_by_the_node():
+    def one(name):
+        with DAG(name) as dag:
+            plain(1)
+        return dag
+
+    found, _ = resolved(choose((node["site"] == "lab", one("a")), default=one("b")), LAB, BIG)
+    assert [d.graph.name for d in found.deployments] == ["a", "b"]
+    found, _ = resolved(choose((node["site"] == "lab", one("a"))), BIG)
+    assert "no DAG fits" in str(found.problems[0])
+
+
+def test_all_problems_are_found_at_once():
+    lock = __import__("threading").Lock()
+
+    @task
+    def held():
+        return lock
+
+    with DAG("d") as dag:
+        held()
+        plain(node["ipv4"])
+    windows = Node.dummy("win", os="windows", python=["3.9"])
+    found, _ = resolved(dag, windows, Node.dummy("ok", ipv4="::1"))
+    text = "\n".join(map(str, found.problems))
+    for part in ("Windows", "has 3.9 only", "has no `ipv4`", "ok, step held", "'lock'"):
+        assert part in text
+
+
+@pytest.mark.parametrize(("reporting", "problems"), [("silent", 2), ("quiet", 0)])
+def test_waiting_for_other_nodes_does_not_go_with_silence(reporting, problems):
+    with DAG("d") as dag:
+        barrier("b")
+    assert len(resolved(dag, BIG, LAB, reporting=reporting)[0].problems) == problems
+
+
+def test_conflicting_pins_of_two_tasks_are_a_problem():
+    @task(packages=["numpy==2"])
+    def other(): ...
+
+    with DAG("d") as dag:
+        heavy()
+        other()
+    found, _ = resolved(dag, BIG)
+    assert "numpy is pinned to 1 and to 2" in str(found.problems[0])
+
+
+def test_an_empty_experiment_is_a_problem():
+    assert resolve(Experiment("e"), Store(), python="3.11").problems
