@@ -26,7 +26,6 @@ __all__ = [
     "ExperimentStanding",
     "Failure",
     "Job",
-    "Liveness",
     "Look",
     "Move",
     "MoveExperiment",
@@ -41,15 +40,6 @@ __all__ = [
 ]
 
 NEVER = 1e11  # a time to look again that does not come (the year 5138): only a change of the row brings it back
-
-
-class Liveness(StrEnum):
-    """What a connector says about the executor of a deployment's present epoch."""
-
-    UNKNOWN = "unknown"  # not observed, or the node could not be asked
-    ALIVE = "alive"  # its process runs
-    DEAD = "dead"  # it was started, and its process has ended
-    ABSENT = "absent"  # nothing on the node says that it was ever started
 
 
 class Job(StrEnum):
@@ -114,20 +104,16 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What was seen just now. ``silent``: seconds without a word, of those in which the director served.
+    """What was seen just now. ``gone``: no executor of the present epoch runs; false also when that is not known.
 
-    ``tail``: the last lines that the executor wrote for people.
+    ``silent``: seconds without a word, of those in which the director served. ``tail``: the last lines that the
+    executor wrote for people.
     """
 
-    executor: Liveness = Liveness.UNKNOWN
+    gone: bool = False
     silent: float = 0.0
     failure: Failure | None = None
     tail: str = ""
-
-    @property
-    def gone(self) -> bool:
-        """Whether no executor of the present epoch runs."""
-        return self.executor in (Liveness.DEAD, Liveness.ABSENT)
 
     def failed(self, job: Job) -> Failure | None:
         """The failure, if it is one of ``job``."""
@@ -227,14 +213,11 @@ class _Case:
         if self.row.launched is None:
             return self._launch()
         overdue = self.row.launched + self.patience.claim
-        if self.seen.gone:
-            return self._launch_again("It ended before it claimed its deployment.")
         if self.now < overdue:
-            return Look(at=overdue)
-        failure = self.seen.failed(Job.STOP)
-        if failure is None:
-            return Do(job=Job.STOP)
-        return self._launch_again(f"It did not claim its deployment within {self.patience.claim:.0f} s.")
+            return self._launch_again("It ended before it claimed") if self.seen.gone else Look(at=overdue)
+        if self.seen.gone or self.seen.failed(Job.STOP) is not None:
+            return self._launch_again(f"Within {self.patience.claim:.0f} s it did not claim")
+        return Do(job=Job.STOP)
 
     def running(self) -> Action:
         ending = self.row.ending
@@ -293,7 +276,7 @@ class _Case:
         if self.row.epoch < self.patience.launches:
             return Relaunch()
         said = f" Its last lines were:\n{self.seen.tail}" if self.seen.tail else " It wrote nothing."
-        message = f"The executor was started {self.row.epoch} times. {what}{said}"
+        message = f"The executor was started {self.row.epoch} times. {what} its deployment.{said}"
         return Move(state=DeploymentState.FAILED, reason=Reason.LAUNCH_FAILED, message=message)
 
     def _cancel_launch(self) -> Action:
