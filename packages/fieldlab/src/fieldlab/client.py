@@ -14,7 +14,7 @@ from fieldlab.http import HttpTransport
 from fieldlab.infrastructure import Infrastructures
 from fieldlab.pool import NodePool
 from fieldlab.runs import Run
-from fieldlab.ship import Shipment, pack, require_sound, upload
+from fieldlab.ship import Shipment, pack, require_sound, step_names, upload
 from fieldlab.source import DirectorSource
 from fieldlab.text import duration, html_table, instant, table
 from fieldlab.transport import Session, Settings, Transport, require_protocol
@@ -166,9 +166,3 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of {self.endpoint}>"
-
-
-def step_names(shipment: Shipment) -> dict[str, tuple[str, ...]]:
-    """The names of the steps of each graph, by the graph's digest."""
-    deployments = shipment.resolution.deployments
-    return {shipment.graphs[d.name]: tuple(step.name for step in d.graph.steps) for d in deployments}

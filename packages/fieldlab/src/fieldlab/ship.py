@@ -24,7 +24,7 @@ from fieldlab_common.resolve import Resolution, resolve
 from fieldlab import modules
 from fieldlab.transport import Session
 
-__all__ = ["CHUNK", "Blobs", "Shipment", "pack", "require_sound", "settings_of", "upload"]
+__all__ = ["CHUNK", "Blobs", "Shipment", "pack", "require_sound", "settings_of", "step_names", "upload"]
 
 CHUNK = 4 * 1024 * 1024  # bytes in one request of an upload
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -186,6 +186,12 @@ def pack(experiment: Experiment) -> Shipment:
         graphs={d.name: digests[id(d.graph)] for d in resolution.deployments},
         settings=settings_of(experiment),
     )
+
+
+def step_names(shipment: Shipment) -> dict[str, tuple[str, ...]]:
+    """The names of the steps of each graph, by the graph's digest."""
+    deployments = shipment.resolution.deployments
+    return {shipment.graphs[d.name]: tuple(step.name for step in d.graph.steps) for d in deployments}
 
 
 def require_sound(shipment: Shipment) -> Shipment:

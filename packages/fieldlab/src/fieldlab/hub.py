@@ -1,0 +1,458 @@
+"""The director's part in a run here: its answers to executors, and one run's state, in the memory of this process.
+
+It answers the same rows of ``protocol.ENDPOINTS`` with the same messages, by the same rules: one claim, records taken
+once and in order, events in one order for all, a deployment that ends when its ``ended`` record and every artifact are
+there. What reads a run at a director reads this one too (``fieldlab.source.Source``).
+
+Two sides meet here, under one lock: the thread that serves executors (``answer``, ``polls``) and readers. A record is
+kept as the bytes it came in and decoded when someone reads it: a long chain of small steps costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fieldlab_common import errors as e
+from fieldlab_common import protocol as p
+from fieldlab_common import wire
+from fieldlab_common.deployment import Deployment
+from fieldlab_common.events import DEPLOYMENT, Event, Member
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
+from fieldlab_common.protocol import Lane
+
+from fieldlab.ship import Shipment
+
+__all__ = ["Answered", "Hub"]
+
+_D, _E = DeploymentState, ExperimentState
+PAGE = 2000  # records in a page at most
+_PLAIN = (b'{"kind":"step"', b'{"kind":"log"', b'{"kind":"gap"', b'{"kind":"started"', b'{"kind":"cancel"')
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer: HTTP's status, and the body."""
+
+    status: int
+    body: bytes
+
+
+@dataclass
+class _Here:
+    """One deployment of the run."""
+
+    deployment: Deployment
+    spec: p.DeploymentSpec
+    state: DeploymentState = _D.PENDING
+    reason: Reason | None = None
+    message: str = ""
+    journal: str = ""
+    acked: dict[str, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
+    announced: dict[str, int] = field(default_factory=dict)  # digest -> size of what has not come yet
+    ended_as: p.Ended | None = None
+    cancel: p.CancelDeployment | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    deployment: str
+    number: int
+    body: bytes
+    late: bool
+
+
+class Hub:
+    """One run here. ``folder`` holds the blobs that executors send; ``woken`` is called when polls may have answers."""
+
+    def __init__(
+        self, shipment: Shipment, folder: Path, *, woken: Callable[[], None], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._shipment, self._folder, self._woken, self._clock = shipment, folder, woken, clock
+        self._changed = threading.Condition()
+        deployments = shipment.resolution.deployments
+        self._here = {d.name: _Here(d, p.spec_of(d, shipment.graphs[d.name])) for d in deployments}
+        self._members = tuple(
+            Member(deployment=d.name, role=d.role, node=d.node.name, addresses=("127.0.0.1",)) for d in deployments
+        )
+        self._state, self._created = _E.PREPARING, clock()
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._records: dict[str, list[_Kept]] = {"control": [], "bulk": []}
+        self._events: list[Event] = []
+        self._keys: dict[str, Event] = {}
+        self._artifacts: dict[tuple[str, str, str, int, int | None], p.ArtifactInfo] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # --- what the run's owner does ------------------------------------------------------------------------------------
+
+    def move(
+        self, name: str, *states: DeploymentState, reason: Reason | None = None, message: str = ""
+    ) -> DeploymentState:
+        """Take a deployment through ``states``, unless it has ended; returns the state that it is then in."""
+        with self._changed:
+            here = self._here[name]
+            for state in states:
+                if not here.state.terminal:
+                    self._to(here, state, reason if state.terminal else None, message if state.terminal else "")
+            self._settle()
+            return here.state
+
+    def executor_gone(self, name: str, message: str) -> None:
+        """The executor's process has ended: a deployment that has not ended by its own account has failed."""
+        with self._changed:
+            here = self._here[name]
+            for digest in here.announced:
+                self._lose(here, digest, "the executor ended before it was sent")
+            here.announced.clear()
+            if here.ended_as is not None:
+                self._finish(here)
+            elif not here.state.terminal:
+                state = _D.CANCELLED if here.cancel is not None else _D.FAILED
+                reason = Reason.CANCELLED if here.cancel is not None else Reason.EXECUTOR_LOST
+                self._to(here, state, reason, message)
+            self._settle()
+
+    def cancel(self, reason: str, names: Sequence[str]) -> None:
+        """Order deployments to stop; with no names, the run."""
+        unknown = set(names) - set(self._here)
+        if unknown:
+            raise e.NotFound(f"The run has no deployment {', '.join(sorted(unknown))}.")
+        with self._changed:
+            if self._state.terminal:
+                return
+            for name in names or self._here:
+                here = self._here[name]
+                if here.state in (_D.PENDING, _D.PREPARING, _D.READY):
+                    self._to(here, _D.CANCELLED, Reason.CANCELLED, reason)
+                elif not here.state.terminal and here.cancel is None:
+                    here.cancel = p.CancelDeployment(reason=reason)
+            if not names and self._state is not _E.CANCELLING:
+                self._state = advance(self._state, _E.CANCELLING)
+            self._settle()
+        self._woken()
+
+    def unfinished(self) -> tuple[str, ...]:
+        """The deployments that have not ended."""
+        with self._changed:
+            return tuple(name for name, here in self._here.items() if not here.state.terminal)
+
+    # --- what a reader asks (Source) ----------------------------------------------------------------------------------
+
+    def info(self) -> p.ExperimentInfo:
+        """How the run stands."""
+        with self._changed:
+            return p.ExperimentInfo(
+                id="local",
+                name=self._shipment.name,
+                state=self._state,
+                created=self._created,
+                started=self._started,
+                ended=self._ended,
+                settings=self._shipment.settings,
+                deployments=tuple(_info(here) for here in self._here.values()),
+            )
+
+    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
+        """Records after the cursor; held up to ``wait`` seconds while there is none."""
+        with self._changed:
+            kept = self._records[lane.value]
+            self._changed.wait_for(lambda: len(kept) > after or self._state.terminal, timeout=wait or 0)
+            part, state = kept[after : after + PAGE], self._state
+        entries = tuple(
+            p.RecordEntry(
+                seq=after + index + 1,
+                deployment=one.deployment,
+                number=one.number,
+                record=wire.loads(p.Record, one.body),
+                late=one.late,
+            )
+            for index, one in enumerate(part)
+        )
+        return p.RecordPage(records=entries, cursor=after + len(entries), state=state)
+
+    def events(self, after: int, wait: float) -> p.EventPage:
+        """Events numbered above ``after``; held likewise."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._events) > after or self._state.terminal, timeout=wait or 0)
+            part = tuple(self._events[after : after + PAGE])
+            return p.EventPage(events=part, cursor=after + len(part), state=self._state)
+
+    def send(self, event: p.SendEvent) -> Event:
+        """Number an event that a person sends."""
+        with self._changed:
+            if self._state.terminal:
+                raise e.IllegalState(f"The run has ended ({self._state.value}); nobody is there to get the event.")
+            made = self._add_event(Event(name=event.name, data=event.data, sent_at=self._clock(), key=event.key))
+        self._woken()
+        return made
+
+    def artifacts(self) -> tuple[p.ArtifactInfo, ...]:
+        """The artifacts announced so far."""
+        with self._changed:
+            return tuple(self._artifacts.values())
+
+    def blob(self, digest: str, offset: int) -> Iterator[bytes]:
+        """The bytes of a blob from ``offset`` on."""
+        blobs = self._shipment.blobs
+        if digest in blobs.data or digest in blobs.files:
+            yield from blobs.chunks(digest, offset)
+            return
+        try:
+            with self._path(digest).open("rb") as file:
+                file.seek(offset)
+                while chunk := file.read(1 << 20):
+                    yield chunk
+        except FileNotFoundError as error:
+            raise e.NotFound(
+                f"The blob {digest[:12]}… is not here.", advice="The folder of a run here is removed with its handle."
+            ) from error
+
+    # --- what an executor asks ----------------------------------------------------------------------------------------
+
+    def answer(
+        self, name: str, endpoint: str, path: Mapping[str, str], query: Mapping[str, Any], body: bytes
+    ) -> Answered:
+        """Answer one request of the executor of deployment ``name``; ``poll`` without waiting."""
+        row = p.ENDPOINTS.get(endpoint)
+        try:
+            if row is None or p.Caller.EXECUTOR not in row.callers:
+                raise e.NotFound(f"There is no {endpoint!r} here.")
+            with self._changed:
+                value = getattr(self, "_on_" + endpoint)(self._here[name], path, query, body)
+            return Answered(row.status, value if isinstance(value, bytes) else wire.dumps(value))
+        except e.FieldlabError as error:
+            problem = p.Problem(
+                title=error.code,
+                status=error.status,
+                code=error.code,
+                detail=error.message,
+                advice=error.advice,
+                details=error.details,
+            )
+            return Answered(error.status, wire.dumps(problem))
+
+    def news(self, name: str, after: int) -> bool:
+        """Whether a poll of that deployment has something to say now."""
+        with self._changed:
+            return len(self._events) > after or self._here[name].cancel is not None
+
+    def _on_claim(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Claim:
+        asked = wire.loads(p.ClaimRequest, body)
+        if here.journal not in ("", asked.journal_id) or here.state.terminal:
+            raise e.ClaimRefused(f"Deployment {here.spec.name!r} is claimed, or has ended.")
+        if p.PROTOCOL not in asked.protocols:
+            raise e.ProtocolMismatch(f"The executor speaks protocol {asked.protocols}, this client {p.PROTOCOL}.")
+        if not here.journal:
+            here.journal = asked.journal_id
+            self._to(here, _D.RUNNING)
+        return p.Claim(
+            experiment_id="local",
+            experiment=self._shipment.name,
+            deployment=here.spec,
+            node=here.deployment.node,
+            members=self._members,
+            settings=self._shipment.settings,
+            server_time=self._clock(),
+            control=here.acked["control"],
+            bulk=here.acked["bulk"],
+        )
+
+    def _on_report(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Ack:
+        if query.get("journal") != here.journal:
+            raise e.ClaimRefused(f"Deployment {here.spec.name!r} is claimed by another journal.")
+        lane = str(query.get("lane"))
+        if lane not in self._records:
+            raise e.InvalidRequest(f"{lane!r} is no lane.")
+        late = here.state.terminal
+        for number, record, _ in wire.unframe(body):
+            if number <= here.acked[lane]:
+                continue  # sent again because an answer was lost
+            here.acked[lane] = number
+            self._records[lane].append(_Kept(here.spec.name, number, record, late))
+            if not record.startswith(_PLAIN):
+                self._take(here, number, wire.loads(p.Record, record))
+        self._finish(here)
+        self._changed.notify_all()
+        return p.Ack(acked=here.acked[lane], missing=tuple(here.announced))
+
+    def _on_poll(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Poll:
+        after = int(query.get("after", 0))
+        events = tuple(self._events[after : after + PAGE])
+        return p.Poll(events=events, cursor=after + len(events), cancel=here.cancel, server_time=self._clock())
+
+    def _on_get_blob(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> bytes:
+        return b"".join(self.blob(path["digest"], int(query.get("offset", 0))))
+
+    def _on_blob_status(
+        self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes
+    ) -> p.BlobStatus:
+        digest = _digest(path)
+        if self._path(digest).exists():
+            return p.BlobStatus(digest=digest, offset=self._path(digest).stat().st_size, complete=True)
+        part = self._part(digest)
+        return p.BlobStatus(digest=digest, offset=part.stat().st_size if part.exists() else 0)
+
+    def _on_put_blob(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.BlobStatus:
+        digest, offset, size = _digest(path), int(query.get("offset", 0)), int(query.get("size", len(body)))
+        status = self._on_blob_status(here, path, query, b"")
+        if not status.complete:
+            if offset != status.offset:
+                raise e.BlobMismatch(f"The next byte is {status.offset}, not {offset}.", details={"offset": offset})
+            with self._part(digest).open("ab") as file:
+                file.write(body)
+            if offset + len(body) < size:
+                return p.BlobStatus(digest=digest, offset=offset + len(body))
+            self._complete(digest)
+        self._arrived(digest)
+        return p.BlobStatus(digest=digest, offset=size, complete=True)
+
+    # --- inside, under the lock ---------------------------------------------------------------------------------------
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest
+
+    def _part(self, digest: str) -> Path:
+        return self._folder / f"{digest}.part"
+
+    def _complete(self, digest: str) -> None:
+        part = self._part(digest)
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            part.unlink()
+            raise e.BlobMismatch(f"The bytes that came have the SHA-256 {found}, not {digest}.")
+        part.rename(self._path(digest))
+
+    def _arrived(self, digest: str) -> None:
+        for here in self._here.values():
+            if here.announced.pop(digest, None) is not None:
+                self._finish(here)
+        for key, info in self._artifacts.items():
+            if info.sha256 == digest and not info.stored:
+                self._artifacts[key] = replace(info, stored=True)
+        self._changed.notify_all()
+
+    def _take(self, here: _Here, number: int, record: p.Record) -> None:
+        if record.kind == "event":
+            one = wire.decode(p.EventRecord, dict(record.body))
+            self._add_event(
+                Event(
+                    name=one.name,
+                    data=one.data,
+                    sender=here.spec.name,
+                    step=one.step,
+                    iteration=one.iteration,
+                    sent_at=record.at,
+                    key=f"{here.journal}:{number}",
+                )
+            )
+        elif record.kind == "artifact":
+            self._announce(here, wire.decode(p.ArtifactRecord, dict(record.body)))
+        elif record.kind == "artifact_lost":
+            lost = wire.decode(p.ArtifactLost, dict(record.body))
+            self._lose(here, lost.sha256 or "", lost.reason)
+            here.announced.pop(lost.sha256 or "", None)
+        elif record.kind == "ended" and here.ended_as is None:
+            here.ended_as = wire.decode(p.Ended, dict(record.body))
+
+    def _announce(self, here: _Here, record: p.ArtifactRecord) -> None:
+        there = self._path(_digest({"digest": record.sha256})).exists()
+        if not there:
+            here.announced[record.sha256] = record.size
+        if record.value:
+            return
+        key = (here.spec.name, record.step, record.name, record.attempt, record.iteration)
+        self._artifacts[key] = p.ArtifactInfo(
+            deployment=here.spec.name,
+            step=record.step,
+            name=record.name,
+            size=record.size,
+            sha256=record.sha256,
+            attempt=record.attempt,
+            iteration=record.iteration,
+            stored=there,
+        )
+
+    def _lose(self, here: _Here, digest: str, reason: str) -> None:
+        for key, info in self._artifacts.items():
+            if info.deployment == here.spec.name and info.sha256 == digest and not info.stored:
+                self._artifacts[key] = replace(info, lost=reason)
+
+    def _add_event(self, event: Event) -> Event:
+        known = self._keys.get(event.key) if event.key else None
+        if known is not None:
+            return known
+        made = replace(event, number=len(self._events) + 1)
+        self._events.append(made)
+        if event.key:
+            self._keys[event.key] = made
+        self._changed.notify_all()
+        self._woken()
+        return made
+
+    def _finish(self, here: _Here) -> None:
+        """End the deployment if its executor has said so and everything that it announced is here."""
+        if here.ended_as is not None and not here.announced and not here.state.terminal:
+            self._to(here, here.ended_as.state, here.ended_as.reason, here.ended_as.message)
+            self._settle()
+
+    def _to(self, here: _Here, state: DeploymentState, reason: Reason | None = None, message: str = "") -> None:
+        here.state = advance(here.state, state)
+        here.reason, here.message = reason, message
+        if state is _D.RUNNING:
+            here.started = self._clock()
+        if state.terminal:
+            here.ended = self._clock()
+        data = {"deployment": here.spec.name, "state": state.value, "reason": reason.value if reason else None}
+        self._add_event(Event(name=DEPLOYMENT, data=data, sent_at=self._clock()))
+
+    def _settle(self) -> None:
+        states = [here.state for here in self._here.values()]
+        if self._state is _E.PREPARING and not any(s in (_D.PENDING, _D.PREPARING) for s in states):
+            self._state = advance(self._state, _E.READY)
+        if self._state is _E.READY and any(s not in (_D.READY, _D.FAILED, _D.CANCELLED) for s in states):
+            self._state, self._started = advance(self._state, _E.RUNNING), self._clock()
+        if all(s.terminal for s in states) and not self._state.terminal:
+            self._end(states)
+        self._changed.notify_all()
+
+    def _end(self, states: Sequence[DeploymentState]) -> None:
+        if self._state is _E.CANCELLING:
+            final = _E.CANCELLED
+        else:
+            final = _E.SUCCEEDED if all(s is _D.SUCCEEDED for s in states) else _E.FAILED
+        if self._state is _E.READY:
+            self._state = advance(self._state, _E.RUNNING)
+        self._state, self._ended = advance(self._state, final), self._clock()
+
+
+def _digest(path: Mapping[str, str]) -> str:
+    digest = path.get("digest", "")
+    if len(digest) != 64 or digest.strip("0123456789abcdef"):
+        raise e.InvalidRequest(f"{digest[:80]!r} is no digest.")
+    return digest
+
+
+def _info(here: _Here) -> p.DeploymentInfo:
+    return p.DeploymentInfo(
+        name=here.spec.name,
+        node=here.spec.node,
+        state=here.state,
+        role=here.spec.role,
+        reason=here.reason,
+        message=here.message,
+        graph=here.spec.graph,
+        epoch=1,
+        steps=here.spec.steps,
+        drained=here.ended_as is not None and here.acked["bulk"] >= here.ended_as.bulk,
+        started=here.started,
+        ended=here.ended,
+    )

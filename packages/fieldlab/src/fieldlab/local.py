@@ -1,0 +1,474 @@
+"""Run a DAG or an experiment here and now: ``fl.run``. The one module of the client that knows the executor.
+
+Every deployment gets a real executor, a process of its own in the run's folder, with the same journal, children and
+reports as on a node far away. It talks to this process over an inherited socket instead of HTTP: no director, no
+service, no port. ``fieldlab.hub`` answers it; one thread here carries the frames.
+
+On the socket, both ways, a frame is a JSON header and bytes (``fieldlab_executor.frames``). A request has the header
+``{"id", "endpoint", "path", "query"}`` and the body as bytes; its answer ``{"id", "status"}`` and the body. Answers
+may come in another order: a ``poll`` is held while there is nothing to say, and holds nothing else up.
+
+Nothing outlives the call: an executor ends when its deployment does, when it is told to, or when the socket closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+
+from fieldlab_common import protocol as p
+from fieldlab_common import wire
+from fieldlab_common.dag import DAG
+from fieldlab_common.deployment import Deployment
+from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnsupportedError
+from fieldlab_common.events import Event
+from fieldlab_common.experiment import Experiment
+from fieldlab_common.lifecycle import DeploymentState, Reason
+from fieldlab_common.node import Node
+from fieldlab_common.protocol import Lane
+
+from fieldlab.here import this_node
+from fieldlab.hub import Hub
+from fieldlab.results import DeploymentResults
+from fieldlab.runs import Run
+from fieldlab.ship import PYTHON, Shipment, pack, require_sound, step_names
+
+__all__ = ["LocalSource", "run"]
+
+_D = DeploymentState
+STOP_SECONDS = 30.0  # for a cancelled executor to end what runs; then it is killed, and sweeps what is left
+KILL_SECONDS = 5.0
+PREPARE_SECONDS = 900.0  # for an environment to be made
+
+
+@overload
+def run(
+    what: DAG,
+    *,
+    node: Node | None = None,
+    timeout: float | None = None,
+    watch: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+) -> DeploymentResults: ...
+@overload
+def run(
+    what: Experiment,
+    *,
+    timeout: float | None = None,
+    watch: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    wait: bool = True,
+) -> Run: ...
+def run(
+    what: DAG | Experiment,
+    *,
+    node: Node | None = None,
+    timeout: float | None = None,
+    watch: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    wait: bool = True,
+) -> DeploymentResults | Run:
+    """Run ``what`` here and now, on this machine, and return when it has ended.
+
+    A DAG gives the results of its one deployment (``fl.run(dag)["report"].value``); ``node`` has the facts that its
+    steps are told, by default those of this machine. An experiment gives a ``Run``: each of its nodes is played by an
+    executor here, with the facts that the node declares. With ``wait=False`` the run is returned while it goes on;
+    close it in the end.
+
+    ``timeout``: it is cancelled after so many seconds. ``watch``: show progress. ``folder``: where artifacts and
+    journals are kept; by default a folder that is removed with the handle. Ctrl-C cancels it and leaves nothing behind.
+
+    Raises:
+        PlanError: it cannot run as it is.
+        WaitTimeout: ``timeout`` passed.
+        UnsupportedError: executors do not run on this platform.
+    """
+    if isinstance(what, DAG):
+        experiment = Experiment(what.name).map(what, node or this_node())
+    elif isinstance(what, Experiment):
+        experiment = _played_here(what)
+    else:
+        raise DefinitionError(f"fl.run takes a DAG or an experiment, not {what!r:.80}.")
+    handle = _start(require_sound(pack(experiment)), folder)
+    if wait or isinstance(what, DAG):
+        _finish(handle, timeout, watch)
+    return handle if isinstance(what, Experiment) else next(iter(handle.results.values()))
+
+
+def _played_here(experiment: Experiment) -> Experiment:
+    """The same experiment, its nodes with the Python of this machine: that is what will run it."""
+    made = Experiment(experiment.name, reporting=experiment.reporting, lost_after=experiment.lost_after)
+    for one in experiment.assignments:
+        node = replace(one.node, python=(PYTHON,))
+        made.map(one.dag, node, role=one.role, env=one.environment, resources=one.resources, name=one.name)
+    return made
+
+
+def _start(shipment: Shipment, folder: str | os.PathLike[str] | None) -> Run:
+    _require_platform()
+    source = LocalSource(shipment, folder)
+    source.launch()
+    return Run(source, source.info(), steps=step_names(shipment))
+
+
+def _require_platform() -> None:
+    if sys.platform == "win32":
+        raise UnsupportedError("Executors do not run on Windows.", advice="Use WSL, or a director with Linux nodes.")
+    if importlib.util.find_spec("fieldlab_executor") is None:
+        raise UnsupportedError(
+            "fieldlab-executor is not installed.", advice="Install it: pip install fieldlab-executor."
+        )
+
+
+def _finish(handle: Run, timeout: float | None, watch: bool) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        if watch:
+            handle.watch()
+        handle.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except BaseException:  # Ctrl-C and a timeout alike: nothing may be left behind, then the caller is told
+        handle.cancel("interrupted")
+        handle.close()
+        raise
+
+
+# --- the run's source -------------------------------------------------------------------------------------------------
+
+
+class LocalSource:
+    """A run here, as ``Run`` reads it; owns the executors and the folder."""
+
+    def __init__(self, shipment: Shipment, folder: str | os.PathLike[str] | None = None) -> None:
+        self._folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="fieldlab-"))
+        self._carrier = _Carrier()
+        self._hub = Hub(shipment, self._folder / "blobs", woken=self._carrier.wake)
+        self._carrier.hub = self._hub
+        self._shipment = shipment
+        self._end = weakref.finalize(self, _end, self._carrier, self._folder if folder is None else None)
+
+    def launch(self) -> None:
+        """Prepare and start every deployment; those whose environment takes long do not hold the others up."""
+        for deployment in self._shipment.resolution.deployments:
+            folder = self._folder / "deployments" / deployment.name
+            self._carrier.launch(self._shipment.name, deployment, folder)
+        self._carrier.start()
+
+    def info(self) -> p.ExperimentInfo:
+        return self._hub.info()
+
+    def start(self) -> p.ExperimentInfo:
+        return self._hub.info()
+
+    def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
+        self._hub.cancel(reason, deployments)
+        return self._hub.info()
+
+    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
+        return self._hub.records(lane, after, wait)
+
+    def events(self, after: int, wait: float) -> p.EventPage:
+        return self._hub.events(after, wait)
+
+    def send(self, event: p.SendEvent) -> Event:
+        return self._hub.send(event)
+
+    def artifacts(self) -> tuple[p.ArtifactInfo, ...]:
+        return self._hub.artifacts()
+
+    def blob(self, digest: str, offset: int) -> Iterator[bytes]:
+        return self._hub.blob(digest, offset)
+
+    def close(self) -> None:
+        """End what still runs, and remove the folder if it was made for this run."""
+        self._end()
+
+
+def _end(carrier: _Carrier, folder: Path | None) -> None:
+    carrier.close()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- executors and their sockets --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Held:
+    """A poll that waits for something to say."""
+
+    id: int
+    after: int
+    query: dict[str, Any]
+    deadline: float
+
+
+@dataclass
+class _Executor:
+    name: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    unpacker: Any
+    out: bytearray = field(default_factory=bytearray)
+    held: list[_Held] = field(default_factory=list)
+    told_to_stop: float | None = None
+
+
+class _Carrier:
+    """The thread that carries frames between executors and the hub, and sees executors end."""
+
+    hub: Hub
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._serve, name="fieldlab-local", daemon=True)
+        self._lock = threading.Lock()
+        self._executors: dict[str, _Executor] = {}
+        self._preparing: set[str] = set()
+        self._builds: set[subprocess.Popen[bytes]] = set()
+        self._closing = False
+
+    # --- from other threads ---
+
+    def wake(self) -> None:
+        """Have the thread look again."""
+        with contextlib.suppress(BlockingIOError, OSError):  # full: it is woken already; closed: nobody is left to wake
+            self._wake_out.send(b"w")
+
+    def launch(self, experiment: str, deployment: Deployment, folder: Path) -> None:
+        """Start an executor; one that needs an environment first, after it was made, in a thread of its own."""
+        self.hub.move(deployment.name, _D.PREPARING)
+        if deployment.environment.kind == "host":
+            self._launch(experiment, deployment, folder)
+            return
+        self._preparing.add(deployment.name)
+        threading.Thread(target=self._prepare, args=(experiment, deployment, folder), daemon=True).start()
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End every executor, at first with a request, and wait until all are gone."""
+        with self._lock:
+            self._closing = True
+            for build in self._builds:
+                build.kill()
+        if self.hub.unfinished():
+            self.hub.cancel("the run was closed", ())
+        self.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(STOP_SECONDS + 2 * KILL_SECONDS)
+
+    # --- preparing and launching ---
+
+    def _prepare(self, experiment: str, deployment: Deployment, folder: Path) -> None:
+        try:
+            self._make_environment(deployment)
+        except FieldlabError as error:
+            self.hub.move(deployment.name, _D.FAILED, reason=Reason.PREPARE_FAILED, message=str(error))
+        else:
+            self._launch(experiment, deployment, folder)
+        finally:
+            self._preparing.discard(deployment.name)
+            self.wake()
+
+    def _make_environment(self, deployment: Deployment) -> None:
+        environment = deployment.environment
+        if environment.kind != "venv":
+            raise UnsupportedError(f"A {environment.kind} environment cannot be made here.", advice="Use a director.")
+        tagged = p.Tagged(kind=environment.kind, body=wire.encode(environment))
+        command = [*_EXECUTOR, "prepare", "--environment", wire.dumps(tagged).decode()]
+        with self._lock:
+            if self._closing:
+                return
+            build = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._builds.add(build)
+        try:
+            _, said = build.communicate(timeout=PREPARE_SECONDS)
+        except subprocess.TimeoutExpired:
+            build.kill()
+            _, said = build.communicate()
+        finally:
+            with self._lock:
+                self._builds.discard(build)
+        if build.returncode != 0:
+            lines = said.decode(errors="replace").strip().splitlines()[-5:]
+            raise UnsupportedError("The environment could not be made: " + " / ".join(lines))
+
+    def _launch(self, experiment: str, deployment: Deployment, folder: Path) -> None:
+        name = deployment.name
+        with self._lock:
+            if self._closing or self.hub.move(name, _D.READY, _D.LAUNCHING).terminal:
+                return
+            try:
+                self._executors[name] = self._spawn(experiment, name, folder)
+            except OSError as error:
+                self.hub.move(name, _D.FAILED, reason=Reason.LAUNCH_FAILED, message=str(error))
+        self.wake()
+
+    def _spawn(self, experiment: str, name: str, folder: Path) -> _Executor:
+        from fieldlab_executor.frames import Unpacker
+
+        folder.mkdir(parents=True, exist_ok=True)
+        launch = p.Launch(director="pipe", token="", experiment=experiment, deployment=name, epoch=1)
+        with open(os.open(folder / "launch.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(wire.dumps(launch))
+        ours, theirs = socket.socketpair()
+        with theirs, open(folder / "executor.log", "ab") as log:
+            process = subprocess.Popen(
+                [*_EXECUTOR, "run", str(folder), "--pipe", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for this process, which then cancels in good order
+            )
+        ours.setblocking(False)
+        executor = _Executor(name=name, folder=folder, process=process, socket=ours, unpacker=Unpacker())
+        self._selector.register(ours, selectors.EVENT_READ, executor)
+        return executor
+
+    # --- the thread ---
+
+    def _serve(self) -> None:
+        try:
+            while self._executors or self._preparing:
+                for key, mask in self._selector.select(self._patience()):
+                    if key.data is None:
+                        self._woken()
+                    else:
+                        self._move(key.data, mask)
+                for executor in list(self._executors.values()):
+                    self._answer_held(executor)
+                    self._press(executor)
+        finally:
+            self._selector.close()
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_in.recv(4096):
+                pass
+
+    def _patience(self) -> float:
+        """Until when nothing has to be done unless something comes."""
+        now = time.monotonic()
+        times = [held.deadline for one in self._executors.values() for held in one.held]
+        times += [one.told_to_stop for one in self._executors.values() if one.told_to_stop is not None]
+        return max(0.0, min([*times, now + 60.0]) - now)
+
+    def _move(self, executor: _Executor, mask: int) -> None:
+        if mask & selectors.EVENT_READ:
+            try:
+                data = executor.socket.recv(1 << 20)
+                requests = list(executor.unpacker.feed(data))
+            except BlockingIOError:
+                return
+            except (OSError, InvalidMessage):
+                data, requests = b"", []
+            for header, body in requests:
+                self._request(executor, header, body)
+            if not data:
+                self._gone(executor)
+                return
+        self._write(executor)
+
+    def _request(self, executor: _Executor, header: dict[str, Any], body: bytes) -> None:
+        query = header.get("query") or {}
+        number, endpoint = int(header["id"]), str(header["endpoint"])
+        wait = float(query.get("wait") or 0.0)
+        if endpoint == "poll" and wait > 0:
+            after = int(query.get("after") or 0)
+            executor.held.append(_Held(number, after, query, time.monotonic() + wait))
+            return
+        answered = self.hub.answer(executor.name, endpoint, header.get("path") or {}, query, body)
+        self._reply(executor, number, answered.status, answered.body)
+
+    def _answer_held(self, executor: _Executor) -> None:
+        now = time.monotonic()
+        for held in list(executor.held):
+            if now >= held.deadline or self.hub.news(executor.name, held.after):
+                executor.held.remove(held)
+                answered = self.hub.answer(executor.name, "poll", {}, held.query, b"")
+                self._reply(executor, held.id, answered.status, answered.body)
+        self._write(executor)
+
+    def _reply(self, executor: _Executor, number: int, status: int, body: bytes) -> None:
+        from fieldlab_executor.frames import pack as pack_frame
+
+        executor.out += pack_frame({"id": number, "status": status}, body)
+
+    def _write(self, executor: _Executor) -> None:
+        if executor.name not in self._executors:
+            return
+        try:
+            while executor.out:
+                sent = executor.socket.send(executor.out)
+                del executor.out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            executor.out.clear()  # it is gone; reading will say so
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if executor.out else 0)
+        if self._selector.get_key(executor.socket).events != wanted:
+            self._selector.modify(executor.socket, wanted, executor)
+
+    def _press(self, executor: _Executor) -> None:
+        """While the run is being closed: wait for the executor, then terminate it, then kill it."""
+        if not self._closing or executor.name not in self._executors:
+            return
+        now = time.monotonic()
+        if executor.told_to_stop is None:
+            executor.told_to_stop = now + STOP_SECONDS
+        elif now >= executor.told_to_stop:
+            executor.process.send_signal(signal.SIGKILL)
+            executor.told_to_stop = now + KILL_SECONDS
+
+    def _gone(self, executor: _Executor) -> None:
+        """The socket has closed: the executor has ended, or is about to."""
+        self._selector.unregister(executor.socket)
+        executor.socket.close()
+        try:
+            code = executor.process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            executor.process.kill()
+            code = executor.process.wait()
+        del self._executors[executor.name]
+        self.hub.executor_gone(executor.name, _last_words(code, executor.folder / "executor.log"))
+
+
+_EXECUTOR = (sys.executable, "-P", "-m", "fieldlab_executor")
+
+
+def _last_words(code: int, log: Path) -> str:
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    try:
+        lines = log.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return f"The executor {how} without ending its deployment." + (f" It said: {lines[-1]}" if lines else "")
