@@ -28,7 +28,8 @@ class Settings:
     """Where the director keeps its data, where it listens, and what it allows.
 
     ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files. ``advertise`` is the
-    URL at which executors reach it; None: the one it listens at.
+    URL at which executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token
+    in the data folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
     """
 
     data: Path
@@ -38,6 +39,8 @@ class Settings:
     key: Path | None = None
     behind_proxy: bool = False
     advertise: str | None = None
+    bootstrap: str | None = None
+    ephemeral: bool = False
     stop_after: float = 10.0  # seconds that open requests have to end when it stops
     limits: Limits = field(default_factory=Limits)
 
@@ -60,6 +63,26 @@ class Settings:
     def executable(self) -> Path:
         """The executor as one file."""
         return self.data / "fieldlab.pyz"
+
+    @property
+    def connectors(self) -> Path:
+        """The folder of the connectors' own folders."""
+        return self.data / "connectors"
+
+    @property
+    def token_file(self) -> Path:
+        """The token of the user that ``bootstrap`` names."""
+        return self.data / "token"
+
+    @property
+    def lock(self) -> Path:
+        """Locked for as long as a director has this folder."""
+        return self.data / "director.lock"
+
+    @property
+    def scheme(self) -> str:
+        """``https`` or ``http``."""
+        return "https" if self.certificate else "http"
 
     @property
     def log(self) -> Path:

@@ -37,7 +37,7 @@ from fieldlab_common.protocol import (
 )
 
 from fieldlab_director.services import blobs, events, experiments, infrastructures, journals, records
-from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, user_caller
+from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
 from fieldlab_director.services.vault import Vault
@@ -104,7 +104,7 @@ class Bytes:
     total: int
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Desk:
     """All services, over one store."""
 
@@ -114,8 +114,7 @@ class Desk:
     vault: Vault
     fleet: Fleet
     version: str
-    executable_path: Path
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _told: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     async def identify(self, token: str) -> UserCaller | ExecutorCaller:
         """Whose token this is.
@@ -138,9 +137,10 @@ class Desk:
 
     async def executable(self, ask: Ask) -> Bytes:
         """The executor as one file."""
-        size = (await asyncio.to_thread(self.executable_path.stat)).st_size
-        end = size if ask.end is None else ask.end
-        return Bytes(chunks=_file(self.executable_path, ask.start, end), start=ask.start, end=end, total=size)
+        path = self.settings.executable
+        size = (await asyncio.to_thread(path.stat)).st_size
+        end = size if ask.end is None else min(ask.end, size)
+        return Bytes(chunks=_file(path, ask.start, end), start=ask.start, end=end, total=size)
 
     async def whoami(self, ask: Ask) -> Principal:
         """Who the token belongs to."""
@@ -164,8 +164,11 @@ class Desk:
                 "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
             )
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
-        found = await self.fleet.survey(name, spec.kind, spec.body)
-        return await self.store.write(lambda tx: infrastructures.attach(tx, ask.user, self.vault, name, spec, found))
+        infrastructure_id = new_id()
+        found = await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)
+        return await self.store.write(
+            lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found)
+        )
 
     # --- blobs -------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from fieldlab_director.store.base import WORK, Tx, deployment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
 
-__all__ = ["cancel", "check_submit", "experiment", "experiments", "find", "start", "submit"]
+__all__ = ["cancel", "cancel_everything", "check_submit", "experiment", "experiments", "find", "start", "submit"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
@@ -134,14 +134,19 @@ def cancel(tx: Tx, caller: UserCaller, experiment: str, request: CancelRequest) 
     unknown = set(request.deployments) - {deployment.name for deployment in deployments}
     if unknown:
         raise NotFound(f"Experiment {row.name!r} has no deployment {', '.join(sorted(unknown))}.")
-    if not request.deployments and not row.state.terminal and row.state is not ExperimentState.CANCELLING:
-        tx.execute(queries.REQUEST_CANCEL, guard_id=row.id, cancel_requested=tx.now, cancel_reason=request.reason)
-        set_experiment_state(tx, row, ExperimentState.CANCELLING, message=request.reason)
-    for deployment in deployments:
-        if not deployment.state.terminal and (not request.deployments or deployment.name in request.deployments):
-            _cancel_deployment(tx, deployment, request.reason)
-    tx.notify(WORK)
+    if request.deployments:
+        _cancel_deployments(tx, (one for one in deployments if one.name in request.deployments), request.reason)
+    else:
+        _cancel_all_of(tx, row, deployments, request.reason)
     return _info(tx, caller, _only(settle(tx, row.id)))
+
+
+def cancel_everything(tx: Tx, reason: str) -> int:
+    """Ask that every experiment of every user stop; how many have not ended."""
+    rows = tx.all(queries.OPEN_EXPERIMENTS, ExperimentRow)
+    for row in rows:
+        _cancel_all_of(tx, row, tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.id), reason)
+    return len(rows)
 
 
 def experiment(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentInfo:
@@ -314,11 +319,19 @@ def _digest(digest: str) -> str:
     return digest
 
 
-def _cancel_deployment(tx: Tx, row: DeploymentRow, reason: str) -> None:
-    tx.execute(
-        queries.CANCEL_DEPLOYMENT, guard_id=row.id, cancel_requested=tx.now, cancel_reason=reason, look_at=tx.now
-    )
-    tx.notify(deployment_topic(row.id))
+def _cancel_all_of(tx: Tx, row: ExperimentRow, deployments: Iterable[DeploymentRow], reason: str) -> None:
+    if not row.state.terminal and row.state is not ExperimentState.CANCELLING:
+        tx.execute(queries.REQUEST_CANCEL, guard_id=row.id, cancel_requested=tx.now, cancel_reason=reason)
+        set_experiment_state(tx, row, ExperimentState.CANCELLING, message=reason)
+    _cancel_deployments(tx, deployments, reason)
+
+
+def _cancel_deployments(tx: Tx, deployments: Iterable[DeploymentRow], reason: str) -> None:
+    for row in deployments:
+        if not row.state.terminal:
+            stamped = {"cancel_requested": tx.now, "cancel_reason": reason, "look_at": tx.now}
+            tx.execute(queries.CANCEL_DEPLOYMENT, guard_id=row.id, **stamped)
+            tx.notify(deployment_topic(row.id), WORK)
 
 
 def _brief(caller: UserCaller, row: ExperimentRow, deployments: tuple[DeploymentInfo, ...] = ()) -> ExperimentInfo:

@@ -23,8 +23,8 @@ __all__ = ["Fleet", "attach", "check_attach", "infrastructures", "nodes"]
 class Fleet(Protocol):
     """What can ask a target infrastructure for its nodes; ``app`` knows which connectors there are."""
 
-    async def survey(self, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
-        """Check that the infrastructure can be reached as ``options`` say; its nodes.
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
+        """Check that an infrastructure that is about to be attached can be reached as ``options`` say; its nodes.
 
         Raises:
             UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
@@ -53,9 +53,9 @@ def check_attach(tx: Tx, caller: UserCaller, name: str) -> None:
 
 
 def attach(
-    tx: Tx, caller: UserCaller, vault: Vault, name: str, spec: Tagged, found: Sequence[Node]
+    tx: Tx, caller: UserCaller, vault: Vault, infrastructure_id: str, name: str, spec: Tagged, found: Sequence[Node]
 ) -> InfrastructureInfo:
-    """Store an infrastructure and the nodes that were ``found`` there. Its options are sealed.
+    """Store an infrastructure, under an id that was made for it, and the nodes that were ``found`` there.
 
     Raises:
         IllegalState: the name was taken meanwhile. InvalidRequest: two nodes of one name.
@@ -64,7 +64,7 @@ def attach(
     if len({node.name for node in found}) != len(found):
         raise InvalidRequest("Two nodes have the same name.", details={"path": "$.spec.body"})
     row = InfrastructureRow(
-        id=new_id(),
+        id=infrastructure_id,
         owner_id=caller.id,
         name=name,
         kind=spec.kind,

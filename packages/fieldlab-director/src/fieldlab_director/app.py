@@ -1,0 +1,333 @@
+"""The composition root: the one place that knows which store, blobs, connectors and server there are.
+
+``serve`` starts a director in a fixed order: the folder is locked, the secret opened, the database brought up to date
+and matched with the secret, the executor packed, then the reconcile loop and HTTP begin. It stops the other way round:
+first every long-poll ends, then open requests have a moment to finish, then the loop, the connectors and the store.
+Killed at any point, the next start finds what was acknowledged, and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from fieldlab_common.errors import ConfigurationError, UnknownConnector
+from fieldlab_common.node import Node
+
+from fieldlab_director.connectors.base import Listed, Nothing, Opening
+from fieldlab_director.connectors.host import ConnectorProcess, kinds
+from fieldlab_director.http import make_http
+from fieldlab_director.services import identity
+from fieldlab_director.services.desk import Desk
+from fieldlab_director.services.experiments import cancel_everything
+from fieldlab_director.services.infrastructures import Fleet
+from fieldlab_director.services.vault import Vault, check_canary, open_vault
+from fieldlab_director.settings import Settings
+from fieldlab_director.store import migrations, queries
+from fieldlab_director.store.base import WORK, Store, Tx
+from fieldlab_director.store.blobs import Blobs
+from fieldlab_director.store.rows import ExperimentRow, UserRow
+from fieldlab_director.store.sqlite import SqliteStore, engine_for_migration
+
+__all__ = ["open_store", "serve"]
+
+log = structlog.get_logger("fieldlab.director")
+
+PACK_SECONDS = 120.0  # to pack the executor
+END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
+
+
+def check_listening(settings: Settings) -> None:
+    """Hold that nobody listens in: beyond loopback there is TLS, here or in a proxy in front.
+
+    Raises:
+        ConfigurationError.
+    """
+    if (settings.certificate is None) is not (settings.key is None):
+        raise ConfigurationError("A certificate and its key are given together, or neither.")
+    if settings.certificate or settings.behind_proxy or _is_loopback(settings.host):
+        return
+    raise ConfigurationError(
+        f"Listening at {settings.host!r} would send tokens in the clear.",
+        advice="Give --certificate and --key, or --behind-proxy if a proxy does TLS, or listen at 127.0.0.1.",
+    )
+
+
+async def serve(
+    settings: Settings, *, ready: Callable[[str, str], None] = lambda url, token: None, lifeline: int | None = None
+) -> None:
+    """Run a director until SIGTERM or SIGINT, or until the descriptor ``lifeline`` ends.
+
+    ``ready`` is called once requests are answered, with the URL and the token of the bootstrapped user (or "").
+
+    Raises:
+        ConfigurationError: the settings, the folder or the port cannot be used.
+    """
+    check_listening(settings)
+    with _locked(settings), _listening(settings) as listener:
+        url = f"{settings.scheme}://{_bracketed(settings.host)}:{listener.getsockname()[1]}"
+        vault, store = await open_store(settings)
+        try:
+            await asyncio.to_thread(_pack, settings.executable)
+            token = await _bootstrap(store, settings)
+            blobs = _blobs(settings)
+            async with _reconciling(settings, store, vault, settings.advertise or url) as fleet:
+                desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"))
+                await _answer(desk, listener, lambda: ready(url, token), lifeline)
+        finally:
+            await store.close()
+    if settings.ephemeral:
+        shutil.rmtree(settings.data, ignore_errors=True)
+
+
+async def open_store(settings: Settings) -> tuple[Vault, SqliteStore]:
+    """The secret and the database of a data folder, made if they are not there, and matched.
+
+    Raises:
+        ConfigurationError: they cannot be used, or do not belong together.
+    """
+    _make_private(settings.data)
+    vault = open_vault(settings.key_file)
+    engine = engine_for_migration(settings.database)
+    try:
+        await asyncio.to_thread(migrations.upgrade, engine)
+    finally:
+        engine.dispose()
+    store = SqliteStore(settings.database)
+    try:
+        await store.write(lambda tx: check_canary(tx, vault))
+    except ConfigurationError:
+        await store.close()
+        raise
+    return vault, store
+
+
+# --- the order of starting -------------------------------------------------------------------------------------------
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigurationError(f"The data folder {folder} cannot be used: {error.strerror}.") from error
+
+
+@contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    _make_private(settings.data)
+    with settings.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigurationError(
+                f"Another director has the data folder {settings.data} (process {file.read().strip() or 'unknown'}).",
+                advice="Stop that one, or give another folder.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.",
+                advice="Give another --port; 0 takes a free one.",
+            ) from error
+        yield listener
+
+
+def _blobs(settings: Settings) -> Blobs:
+    limits = settings.limits
+    return Blobs(settings.blobs, most=limits.blob, reserve=limits.free_disk, patience=limits.body_silence)
+
+
+def _pack(path: Path) -> None:
+    """Make ``fieldlab.pyz`` anew from what is installed: the executor's distribution does it, as a program."""
+    made = path.with_name(f"{path.name}.new")
+    command = [sys.executable, "-m", "fieldlab_executor", "build-zipapp", str(made)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationError(f"The executor was not packed within {PACK_SECONDS:.0f} s.") from error
+    if done.returncode or not made.exists():
+        last = (done.stderr or done.stdout).strip()[-500:]
+        raise ConfigurationError(f"The executor could not be packed: {last}", advice="Install fieldlab-director anew.")
+    os.replace(made, path)
+
+
+async def _bootstrap(store: Store, settings: Settings) -> str:
+    if settings.bootstrap is None:
+        return ""
+    name = settings.bootstrap
+    if settings.token_file.exists():
+        return settings.token_file.read_text().strip()
+
+    def first(tx: Tx) -> str:
+        if tx.one(queries.USER_BY_NAME, UserRow, name=name) is None:
+            identity.add_user(tx, name, role="admin")
+        return identity.create_token(tx, name, label="bootstrap")
+
+    token = await store.write(first)
+    written = settings.token_file.with_suffix(".new")
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(written, settings.token_file)
+    return token
+
+
+@asynccontextmanager
+async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str) -> AsyncIterator[Fleet]:
+    yield _Survey(settings)
+
+
+# --- what reaches nodes ----------------------------------------------------------------------------------------------
+
+
+class _Survey:
+    """Asks a connector that is not attached yet, in a process that lives for that only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
+        """The nodes (see ``services.infrastructures.Fleet``)."""
+        if kind not in kinds():
+            raise UnknownConnector(f"There is no connector {kind!r}; there are: {', '.join(kinds()) or 'none'}.")
+        folder = str(self._settings.connectors / infrastructure_id)
+        opening = Opening(
+            infrastructure=name, folder=folder, executable=str(self._settings.executable), options=options
+        )
+        process = ConnectorProcess(kind, opening, notice=lambda _: None)
+        try:
+            await process.call("check", Nothing())
+            listed: Listed = await process.call("nodes", Nothing())
+        finally:
+            await process.close()
+        return listed.nodes
+
+
+# --- serving ---------------------------------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals left to ``_answer``, and a word when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+async def _answer(desk: Desk, listener: socket.socket, ready: Callable[[], None], lifeline: int | None) -> None:
+    settings = desk.settings
+    config = uvicorn.Config(
+        make_http(desk),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.stop_after),
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        proxy_headers=settings.behind_proxy,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config, ready)
+    stopping = asyncio.Event()
+    with _stop_on(stopping, lifeline):
+        ending = asyncio.create_task(_end(desk, server, stopping))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            ending.cancel()
+
+
+async def _end(desk: Desk, server: _Server, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    log.info("stopping")
+    if desk.settings.ephemeral:
+        await _end_runs(desk.store)
+    desk.store.notifier.close()
+    server.should_exit = True
+
+
+async def _end_runs(store: Store) -> None:
+    """Cancel every run and wait for their ends, so that no executor looks for a director that is gone for good."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + END_RUNS_SECONDS
+    with store.notifier.watch(WORK) as watch:
+        left = await store.write(lambda tx: cancel_everything(tx, "the director ends"))
+        while left and await watch.wait(deadline - loop.time()):
+            left = await store.read(lambda tx: len(tx.all(queries.OPEN_EXPERIMENTS, ExperimentRow)))
+
+
+@contextmanager
+def _stop_on(stopping: asyncio.Event, lifeline: int | None) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    if lifeline is not None:
+        loop.add_reader(lifeline, _hear, lifeline, stopping)
+    try:
+        yield
+    finally:
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _hear(lifeline: int, stopping: asyncio.Event) -> None:
+    if not os.read(lifeline, 1024):
+        asyncio.get_running_loop().remove_reader(lifeline)
+        stopping.set()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
