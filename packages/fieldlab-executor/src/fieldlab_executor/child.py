@@ -1,0 +1,376 @@
+"""One attempt, in a process of its own: load, call, encode, answer once, and be gone.
+
+A child is forked ahead of its job and waits for one frame. It is the only place where user code runs, and the only one
+that opens what users sealed. What it has to say goes over its socket: requests of the task's context while it runs
+(``context``), and one result frame at the end. A child that ends without one has failed, whatever its exit code:
+that is for the supervisor to say, so ``sys.exit`` and ``os._exit`` need no care here.
+
+Values stay on the node as files under ``values/`` or, small ones, inside the frames. A *handle* says where:
+``{"j": document}``, ``{"x": file}`` with a document, ``{"b": base64}`` or ``{"p": file}`` with a pickle, or null
+for None.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import resource
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from fieldlab_common import payload
+from fieldlab_common.context import CommandFailed
+from fieldlab_common.errors import BarrierBroken, FieldlabError, UnpicklableError
+
+from fieldlab_executor import frames
+from fieldlab_executor.context import Connection, Context
+
+__all__ = ["HANDLE_BYTES", "serve"]
+
+HANDLE_BYTES = 1024  # a larger value goes to the next step through a file
+MAX_ERROR = 64 * 1024  # characters of a traceback that are kept: its beginning and its end
+MAX_MESSAGE = 2000
+MAX_ITEMS = 100_000
+
+
+class _Failure(Exception):
+    """The attempt failed for ``reason``; ``error`` is the traceback as text."""
+
+    def __init__(self, reason: str, message: str, error: str = "") -> None:
+        super().__init__(message)
+        self.reason, self.message, self.error = reason, message, error
+
+
+# --- values on the node ----------------------------------------------------------------------------------------------
+
+
+class Values:
+    """Opens handles, and makes them."""
+
+    def __init__(self, root: str, inline: int) -> None:
+        self._folder = os.path.join(root, "values")
+        self._inline = inline
+
+    def open(self, handle: Mapping[str, Any] | None) -> Any:
+        """The value that a handle stands for."""
+        if handle is None:
+            return None
+        if "j" in handle:
+            return payload.decode_value("json", handle["j"])
+        if "x" in handle:
+            return payload.decode_value("json", json.loads(self._read(handle["x"])))
+        return payload.loads_local(base64.b64decode(handle["b"]) if "b" in handle else self._read(handle["p"]))
+
+    def open_input(self, given: Mapping[str, Any]) -> Any:
+        """The value of a step; of an iterated one, the list of its iterations' values."""
+        handles = given["handles"]
+        if given.get("many"):
+            return [self.open(handle) for handle in handles]
+        return self.open(handles[0]) if handles else None
+
+    def keep(self, value: Any, name: str) -> tuple[Any, dict[str, Any], bytes]:
+        """A handle for ``value``, and what the client gets: the fields of a ValueRef and, inline, its bytes."""
+        encoded = payload.encode_value(value)
+        inline = encoded.size <= (self._inline if encoded.format == "json" else self._inline * 3 // 4)
+        reference: dict[str, Any] = {"format": encoded.format, "size": encoded.size, "summary": encoded.summary}
+        if not inline:
+            reference["sha256"] = hashlib.sha256(encoded.body).hexdigest()
+            reference["file"] = self._write(f"{name}.value", encoded.body)
+        if not encoded.exact:
+            handle: Any = self.keep_local(value, name)
+        elif encoded.size <= HANDLE_BYTES:
+            handle = {"j": encoded.json}
+        else:
+            handle = {"x": reference.get("file") or self._write(f"{name}.value", encoded.body)}
+        return handle, reference, encoded.body if inline else b""
+
+    def keep_local(self, value: Any, name: str) -> dict[str, Any]:
+        """A handle for ``value`` that never leaves the node."""
+        data = payload.dumps_local(value)
+        if len(data) <= HANDLE_BYTES:
+            return {"b": base64.b64encode(data).decode()}
+        return {"p": self._write(f"{name}.local", data)}
+
+    def keep_exact(self, value: Any, name: str) -> dict[str, Any]:
+        """A handle for ``value`` for the node alone, as data where that gives precisely the same."""
+        encoded = payload.encode_value(value)
+        if encoded.exact and encoded.size <= HANDLE_BYTES:
+            return {"j": encoded.json}
+        return self.keep_local(value, name)
+
+    def _read(self, name: str) -> bytes:
+        with open(os.path.join(self._folder, name), "rb") as file:
+            return file.read()
+
+    def _write(self, name: str, data: bytes) -> str:
+        with open(os.path.join(self._folder, name), "wb") as file:
+            file.write(data)
+        return name
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    def __init__(self, root: str, job: dict[str, Any], connection: Connection, values: Values) -> None:
+        self.root = root
+        self.job = job
+        self.values = values
+        self.connection = connection
+        self.context: Context | None = None
+        self._inputs: dict[str, Any] = job.get("inputs") or {}
+        self._opened: dict[str, Any] = {}
+
+    def blob(self, digest: str) -> bytes:
+        """The bytes of a blob of the deployment."""
+        with open(os.path.join(self.root, "blobs", digest), "rb") as file:
+            return file.read()
+
+    def resolve(self, reference: tuple[Any, ...]) -> Any:
+        """What a reference in sealed code or arguments stands for."""
+        kind = reference[0]
+        if kind == "step":
+            return self._of_step(*reference[1:])
+        if kind == "item":
+            return self.values.open(self.job["item"])
+        if kind == "context":
+            return self.ctx()
+        if kind == "node":
+            return self.ctx().node[reference[1]]
+        if kind == "file":
+            return self._file(reference[1], reference[2])
+        raise LookupError(f"the reference {reference!r} is of a kind that this executor does not know")
+
+    def ctx(self) -> Context:
+        """The task's context, made when it is first needed."""
+        if self.context is None:
+            self.context = Context(self.root, self.job, self.connection, self.values)
+        return self.context
+
+    def _of_step(self, name: str, attribute: str, path: Iterable[Any]) -> Any:
+        given = self._inputs.get(name)
+        if given is None:
+            given = self._inputs[name] = self.connection.ask("input", name=name)["input"]
+        if attribute == "status":
+            return given["status"]
+        if attribute == "error":
+            return given["error"] or None
+        if name not in self._opened:
+            self._opened[name] = self.values.open_input(given)
+        return follow(self._opened[name], path)
+
+    def _file(self, digest: str, name: str) -> str:
+        folder = os.path.join(self.root, "files", digest)
+        path = os.path.join(folder, name)
+        os.makedirs(folder, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(os.path.join(self.root, "blobs", digest), path)
+        return path
+
+
+def follow(value: Any, path: Iterable[Any]) -> Any:
+    """The part of ``value`` that a path of keys and indexes leads to."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _load(job: _Job, what: str, digest: str) -> Any:
+    """Open a sealed blob; every failure of it is LOAD_FAILED."""
+    try:
+        return payload.unseal(job.blob(digest), job.resolve)
+    except Exception as error:  # it runs user code, which raises anything
+        advice = ""
+        if isinstance(error, ModuleNotFoundError):
+            advice = f" Name the distribution that has {error.name!r} in the task's packages=[...]."
+        message = f"{what} could not be loaded on the node: {_say(error)}.{advice}"
+        raise _Failure("load_failed", message, _trace(error)) from error
+
+
+def _call(job: _Job) -> tuple[dict[str, Any], bytes]:
+    """Run a step; the result frame."""
+    spec, step = job.job, job.job["step"]
+    _enter(job)
+    call = _load(job, f"The code of step {step!r}", spec["code"])
+    args, kwargs = _load(job, f"An argument of step {step!r}", spec["args"])
+    try:
+        value = call(*args, **kwargs)
+    except SystemExit:
+        raise
+    except BaseException as error:  # whatever user code raises is the attempt's failure
+        raise _Failure(_reason(error), _say(error), _trace(error)) from error
+    try:
+        handle, reference, data = job.values.keep(value, str(spec["id"]))
+    except UnpicklableError as error:
+        message = f"The result of step {step!r} cannot leave its process. {error}"
+        raise _Failure("bad_result", message[:MAX_MESSAGE]) from error
+    return {"op": "result", "handle": handle, "value": reference}, data
+
+
+def _enter(job: _Job) -> None:
+    """Take on the step's variables, folder and search path."""
+    folder = job.job["folder"]
+    os.makedirs(folder, exist_ok=True)
+    cwd = job.job.get("cwd")
+    os.environ.update(job.job.get("env") or {})
+    try:
+        os.chdir(os.path.join(folder, os.path.expanduser(cwd)) if cwd else folder)
+    except OSError as error:
+        raise _Failure("load_failed", f"The step's cwd={cwd!r} cannot be entered: {error.strerror}.") from error
+
+
+def _evaluate(job: _Job) -> tuple[dict[str, Any], bytes]:
+    """Answer a question of the machine's: a condition's truth, or a list's length and items."""
+    spec = job.job
+    try:
+        if spec["what"] == "retry_if":
+            value: Any = spec["text"]
+        else:
+            value = follow(job.values.open_input(spec["input"]), spec["path"])
+        if spec["what"] == "length":
+            return {"op": "result", **_items(job, value)}, b""
+        call = payload.unseal(job.blob(spec["code"]), job.resolve)
+        return {"op": "result", "answer": bool(call(value))}, b""
+    except SystemExit:
+        raise
+    except BaseException as error:  # as in _call
+        raise _Failure("raised", _say(error), _trace(error)) from error
+
+
+def _items(job: _Job, value: Any) -> dict[str, Any]:
+    """The length of a list, and a handle for each of its items: no iteration has to open the whole list."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"a fan-out is over a list of items, not over a {type(value).__name__}")
+    items = list(value)
+    if len(items) > MAX_ITEMS:
+        return {"answer": len(items), "items": []}
+    name = f"{job.job['id']}-item"
+    return {
+        "answer": len(items),
+        "items": [job.values.keep_exact(item, f"{name}{index}") for index, item in enumerate(items)],
+    }
+
+
+# --- errors as text --------------------------------------------------------------------------------------------------
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CommandFailed):
+        return "exit_code"
+    return "barrier_broken" if isinstance(error, BarrierBroken) else "raised"
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says, also when its own methods fail."""
+    for speak in (str, repr):
+        try:
+            return speak(error)
+        except Exception:  # noqa: BLE001, S112 - a user's __str__ or __repr__ raises anything
+            continue
+    return "(its text cannot be had: its __str__ and __repr__ fail)"
+
+
+def _say(error: BaseException) -> str:
+    said = _text(error)
+    if isinstance(error, FieldlabError):
+        return said[:MAX_MESSAGE]
+    return f"{type(error).__name__}: {said}"[:MAX_MESSAGE] if said else type(error).__name__
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback, without the frames of this module that called the user's code."""
+    try:
+        found = error.__traceback__
+        while found is not None and found.tb_frame.f_code.co_filename == __file__ and found.tb_next is not None:
+            found = found.tb_next
+        text = "".join(traceback.format_exception(type(error), error, found))
+    except Exception:  # noqa: BLE001 - formatting calls the user's methods
+        text = "".join(traceback.format_tb(error.__traceback__)) + _say(error)
+    if len(text) <= MAX_ERROR:
+        return text
+    return f"{text[: MAX_ERROR // 2]}\n[{len(text) - MAX_ERROR} characters left out]\n{text[-MAX_ERROR // 2 :]}"
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def serve(fd: int, root: str, inline: int) -> NoReturn:
+    """Wait for one job on the socket ``fd``, do it, and end the process.
+
+    ``root`` is the deployment's folder; values up to ``inline`` bytes travel inside the result.
+    """
+    frame = frames.receive(fd)
+    if frame is None:
+        os._exit(0)
+    gc.enable()
+    connection = Connection(fd)
+    job = _Job(root, frame[0], connection, Values(root, inline))
+    try:
+        answer, data = _guarded(job)
+    except SystemExit as leave:
+        _leave(_exit_code(leave))
+    _end_threads()
+    answer["usage"] = _usage()
+    with contextlib.suppress(OSError):  # the supervisor is gone: the spawner's sweep follows
+        connection.write(answer, data)
+    os._exit(0)
+
+
+def _guarded(job: _Job) -> tuple[dict[str, Any], bytes]:
+    run: Callable[[_Job], tuple[dict[str, Any], bytes]] = _evaluate if job.job["kind"] == "evaluate" else _call
+    try:
+        return run(job)
+    except _Failure as failure:
+        return {
+            "op": "result",
+            "reason": failure.reason,
+            "message": failure.message[:MAX_MESSAGE],
+            "error": failure.error,
+        }, b""
+
+
+def _usage() -> list[float]:
+    """CPU seconds of this process and of those it waited for, and the peak memory of the largest in bytes."""
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    scale = 1 if sys.platform == "darwin" else 1024
+    return [cpu, max(own.ru_maxrss, others.ru_maxrss) * scale]
+
+
+def _end_threads() -> None:
+    """What an interpreter does at its end: wait for threads, call what atexit has, write out what is buffered."""
+    if threading.active_count() > 1:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+    atexit._run_exitfuncs()
+    _flush()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or replaced by the user
+            stream.flush()
+
+
+def _leave(code: int) -> NoReturn:
+    _end_threads()
+    os._exit(code)
+
+
+def _exit_code(leave: SystemExit) -> int:
+    if leave.code is None:
+        return 0
+    if isinstance(leave.code, int):
+        return leave.code & 0xFF
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{_text(leave)}\n")
+    return 1

@@ -1,0 +1,99 @@
+"""What supervisor, spawner and children say to each other, as bytes.
+
+Between supervisor and child a frame is a JSON header and opaque bytes behind it, both counted in front: the supervisor
+never has to look into a value. Between supervisor and spawner each message is one packet of a few numbers, because
+there the kernel keeps the borders and a child's descriptors travel with its packet.
+
+Invariant: a length over ``MAX_FRAME`` is refused before anything is kept, so that no child can fill the supervisor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fieldlab_common.errors import InvalidMessage
+
+__all__ = ["CHILD", "EXIT", "FAILED", "FORK", "MAX_FRAME", "ORPHAN", "Frame", "Unpacker", "pack", "receive"]
+
+Frame = tuple[dict[str, Any], bytes]
+
+MAX_FRAME = 64 * 1024 * 1024
+_HEAD = struct.Struct(">II")  # lengths of header and bytes
+
+# Packets between supervisor and spawner. To the spawner: FORK (how many). From it: CHILD (pid; its descriptors beside
+# it), FAILED (errno of a fork that failed), EXIT (pid, wait status, CPU seconds, peak memory in KiB), then orphans.
+FORK = struct.Struct("<cI")
+CHILD = struct.Struct("<cI")
+FAILED = struct.Struct("<cI")
+EXIT = struct.Struct("<cIidQ")
+ORPHAN = struct.Struct("<I")
+
+
+def pack(header: Mapping[str, Any], data: bytes = b"") -> bytes:
+    """One frame."""
+    head = json.dumps(header, separators=(",", ":")).encode()
+    if len(head) > MAX_FRAME or len(data) > MAX_FRAME:
+        raise InvalidMessage(f"A message of {len(head) + len(data)} bytes is over the limit of {MAX_FRAME}.")
+    return _HEAD.pack(len(head), len(data)) + head + data
+
+
+def _parse(head: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(head)
+    except ValueError as error:
+        raise InvalidMessage(f"A frame's header is not JSON: {error}.") from error
+    if type(header) is not dict:
+        raise InvalidMessage("A frame's header is not an object.")
+    return header
+
+
+class Unpacker:
+    """Takes bytes as they come, gives whole frames."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Every frame that ``data`` completes.
+
+        Raises:
+            InvalidMessage: this is not made of frames, or one is too long.
+        """
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= _HEAD.size:
+            head, body = _HEAD.unpack_from(buffer)
+            if head > MAX_FRAME or body > MAX_FRAME:
+                raise InvalidMessage(f"A frame of {head + body} bytes is over the limit of {MAX_FRAME}.")
+            start, end = _HEAD.size + head, _HEAD.size + head + body
+            if len(buffer) < end:
+                return
+            frame = _parse(bytes(buffer[_HEAD.size : start])), bytes(buffer[start:end])
+            del buffer[:end]
+            yield frame
+
+
+def receive(fd: int) -> Frame | None:
+    """Wait for one frame; None at the end of the stream. For a descriptor that only one thread reads."""
+    head = _read(fd, _HEAD.size)
+    if head is None:
+        return None
+    lengths = _HEAD.unpack(head)
+    rest = _read(fd, lengths[0] + lengths[1])
+    return None if rest is None else (_parse(rest[: lengths[0]]), rest[lengths[0] :])
+
+
+def _read(fd: int, size: int) -> bytes | None:
+    data = b""
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            return None
+        data = data + more if data else more
+    return data

@@ -1,0 +1,184 @@
+"""The supervisor's side of the spawner: starts it, keeps children warm, hands them out, and hears of every exit.
+
+The supervisor decides how many children are forked (``_WARM`` ahead of need, more while jobs wait), the spawner only
+does it. A child is *warm* until it is taken; taking one costs nothing but the request for its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from fieldlab_executor import frames, processes
+from fieldlab_executor.loop import Loop
+from fieldlab_executor.spawner import BOOT
+
+__all__ = ["Exit", "Pool", "Warm", "wait_for"]
+
+_WARM = 2
+_MOST_AT_ONCE = 16  # forks asked for and not yet done
+_RETRY = 0.2  # seconds until a fork that failed is tried again
+_MAX_PACKET = 8192
+
+Taker = Callable[["Warm"], None]
+
+
+class Warm:
+    """A child that waits for its job: its pid, its socket and the reading ends of its output."""
+
+    __slots__ = ("err", "out", "pid", "sock")
+
+    def __init__(self, pid: int, sock: int, out: int, err: int) -> None:
+        self.pid, self.sock, self.out, self.err = pid, sock, out, err
+        for fd in (sock, out, err):
+            os.set_blocking(fd, False)
+
+    def close(self) -> None:
+        """Give its descriptors back; the child sees the end of its socket and leaves."""
+        for fd in (self.sock, self.out, self.err):
+            os.close(fd)
+
+
+class Exit:
+    """What the spawner says of a process that it reaped; ``orphans`` are processes of steps that lost their parent."""
+
+    __slots__ = ("cpu", "orphans", "peak", "pid", "status")
+
+    def __init__(self, packet: bytes) -> None:
+        _, self.pid, self.status, self.cpu, peak = frames.EXIT.unpack_from(packet)
+        self.peak = peak * 1024
+        self.orphans = [pid for (pid,) in frames.ORPHAN.iter_unpack(packet[frames.EXIT.size :])]
+
+
+class Pool:
+    """One spawner and its warm children. ``on_exit`` hears of every exit, ``on_lost`` that the spawner died."""
+
+    def __init__(self, loop: Loop, on_exit: Callable[[Exit], None], on_lost: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_exit = on_exit
+        self._on_lost = on_lost
+        self._warm: deque[Warm] = deque()
+        self._takers: deque[Taker] = deque()
+        self._asked = 0
+        self._control: socket.socket | None = None
+        self.pid = 0
+
+    def start(self, python: Sequence[str], site: str, env: Mapping[str, str]) -> None:
+        """Start the spawner on an interpreter: the command line ``python``, with its modules in ``site``."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        os.set_inheritable(theirs.fileno(), True)
+        command = [*python, "-P", "-c", BOOT, str(theirs.fileno()), site]
+        pid = os.fork()
+        if not pid:
+            _become(command, env)
+        theirs.close()
+        ours.setblocking(False)
+        self.pid, self._control, self._asked = pid, ours, 0
+        self._loop.watch(ours.fileno(), self._readable)
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Tell the spawner where the deployment is; the first children are forked then."""
+        self._send(json.dumps(config).encode())
+        self._ask()
+
+    def take(self, taker: Taker) -> None:
+        """Give ``taker`` a child, now or as soon as there is one."""
+        if self._warm and not self._takers:
+            taker(self._warm.popleft())
+        else:
+            self._takers.append(taker)
+        self._ask()
+
+    def forget(self, taker: Taker) -> bool:
+        """Take back a ``take`` that was not served yet; whether it was there."""
+        with contextlib.suppress(ValueError):
+            self._takers.remove(taker)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Close the spawner's socket: it kills everything below itself and exits."""
+        if self._control is not None:
+            self._loop.unwatch(self._control.fileno())
+            self._control.close()
+            self._control = None
+        while self._warm:
+            self._warm.popleft().close()
+
+    def _ask(self) -> None:
+        wanted = min(_WARM + len(self._takers) - len(self._warm), _MOST_AT_ONCE) - self._asked
+        if wanted > 0 and self._control is not None:
+            self._asked += wanted
+            self._send(frames.FORK.pack(b"F", wanted))
+
+    def _send(self, packet: bytes) -> None:
+        if self._control is not None:
+            with contextlib.suppress(ConnectionError):  # the end of the socket will be read next
+                self._control.send(packet)
+
+    def _readable(self) -> None:
+        control = self._control
+        while control is not None and control is self._control:
+            try:
+                packet, fds, _, _ = socket.recv_fds(control, _MAX_PACKET, 3)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                packet, fds = b"", []
+            if not packet:
+                self.close()
+                self._on_lost()
+                return
+            self._heard(packet, fds)
+
+    def _heard(self, packet: bytes, fds: list[int]) -> None:
+        kind = packet[:1]
+        if kind == b"X":
+            self._on_exit(Exit(packet))
+        elif kind == b"C":
+            self._asked -= 1
+            self._serve(Warm(frames.CHILD.unpack(packet)[1], *fds))
+        else:  # a fork failed: there may be room again when something has ended
+            self._asked -= 1
+            self._loop.after(_RETRY, self._ask)
+
+    def _serve(self, child: Warm) -> None:
+        if self._takers:
+            self._takers.popleft()(child)
+        else:
+            self._warm.append(child)
+
+
+def _become(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """After a fork: become the spawner, in a session of its own, reading nothing."""
+    try:
+        os.setsid()
+        processes.become_subreaper()
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(command[0], list(command), dict(env))
+    finally:
+        os._exit(71)
+
+
+def wait_for(pid: int, seconds: float) -> bool:
+    """Wait until the child ``pid`` has ended, and reap it; False if it has not within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        processes.await_any([pid], deadline)
