@@ -1,0 +1,177 @@
+"""Records fold into results: in whatever order pages come, results say what happened and run nothing when printed."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from fieldlab.logs import Logs
+from fieldlab.results import Ledger, Reader, Results
+from fieldlab_common import payload, wire
+from fieldlab_common import protocol as p
+from fieldlab_common.errors import ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
+
+S, D = StepState, DeploymentState
+
+
+def record(body: Any, at: float = 1.0) -> p.Record:
+    kind = next(k for k, cls in p.RECORDS.items() if cls is type(body))
+    return p.Record(kind=kind, at=at, body=wire.encode(body))
+
+
+def ref(value: Any) -> p.ValueRef:
+    made = payload.encode_value(value)
+    data = base64.b64encode(made.body).decode() if made.format == "pickle" else ""
+    return p.ValueRef(format=made.format, json=made.json, data=data, size=made.size, summary=made.summary)
+
+
+def fold(
+    *bodies: Any, state: DeploymentState = D.RUNNING, late: bool = False, blobs: dict[str, bytes] | None = None
+) -> Any:
+    ledger = Ledger()
+    for body in bodies:
+        ledger.add("pi-1", record(body), late=late)
+    info = p.DeploymentInfo(
+        name="pi-1", node="raspi", state=state, reason=Reason.EXECUTOR_LOST if state.terminal else None
+    )
+    experiment = p.ExperimentInfo(id="x", name="exp", state=ExperimentState.RUNNING, deployments=(info,))
+    reader = Reader(
+        blob=lambda digest, size: (blobs or {})[digest], logs=lambda d, s: Logs(), artifacts=lambda d, s: []
+    )
+    return Results(experiment, ledger, lambda info: ("first", "second"), reader)
+
+
+def done(step: str = "first", **fields: Any) -> p.StepRecord:
+    given = {"state": S.SUCCEEDED, "settled": True, "reason": Reason.RETURNED, "started": 1.0, "ended": 3.0, **fields}
+    return p.StepRecord(step=step, **given)
+
+
+def test_a_step_that_succeeded_has_its_value_and_times() -> None:
+    step = fold(p.StepRecord(step="first", state=S.RUNNING, started=1.0), done(value=ref({"a": (1, 2)})))["pi-1"][
+        "first"
+    ]
+    assert step.value == {"a": (1, 2)}
+    assert (step.status, step.reason, step.attempts, step.started, step.ended) == (
+        S.SUCCEEDED,
+        Reason.RETURNED,
+        1,
+        1.0,
+        3.0,
+    )
+
+
+def test_a_step_without_records_waits_and_has_no_value_yet() -> None:
+    step = fold()["pi-1"]["second"]
+    assert (step.status, step.attempts) == (S.WAITING, 0)
+    with pytest.raises(ResultNotReady, match="waiting"):
+        _ = step.value
+
+
+def test_a_value_of_none_is_a_value() -> None:
+    assert fold(done())["pi-1"]["first"].value is None
+
+
+def test_a_failed_step_raises_with_its_traceback_made_harmless() -> None:
+    failed = done(state=S.FAILED, reason=Reason.RAISED, message="boom", error="Traceback\n\x1b[2JValueError: boom")
+    step = fold(failed)["pi-1"]["first"]
+    with pytest.raises(StepFailed, match="ValueError: boom") as caught:
+        _ = step.value
+    assert "\x1b" not in str(caught.value)
+    assert caught.value.details == {"status": "failed", "reason": "raised"}
+    assert step.error.endswith("boom")
+
+
+def test_attempts_are_counted_and_kept() -> None:
+    tries = [
+        p.StepRecord(step="first", state=S.FAILED, attempt=n, reason=Reason.TIMEOUT, error=f"e{n}") for n in (1, 2)
+    ]
+    step = fold(*tries, done(attempt=3))["pi-1"]["first"]
+    assert step.attempts == 3
+    assert [(one.attempt, one.state) for one in step.history] == [(1, S.FAILED), (2, S.FAILED), (3, S.SUCCEEDED)]
+
+
+def test_an_attempt_that_will_be_repeated_leaves_the_step_running() -> None:
+    one = p.StepRecord(step="first", state=S.RUNNING)
+    two = p.StepRecord(step="first", state=S.FAILED, reason=Reason.RAISED, error="e1")
+    step = fold(one, two)["pi-1"]["first"]
+    assert step.status is S.RUNNING
+    assert step.error == "e1"
+
+
+def test_an_iterated_step_gives_the_list_of_its_iterations() -> None:
+    parts = [p.StepRecord(step="first", state=S.SUCCEEDED, iteration=i, value=ref(i * 10)) for i in (1, 0)]
+    missed = p.StepRecord(step="first", state=S.FAILED, iteration=2, reason=Reason.RAISED)
+    results = fold(*parts, missed, done(iterations=3))
+    assert results["pi-1"]["first"].value == [0, 10, None]
+    assert [row["iteration"] for row in results.rows()] == [0, 1, 2, None]
+
+
+def test_a_fan_out_over_nothing_is_an_empty_list() -> None:
+    assert fold(done(iterations=0))["pi-1"]["first"].value == []
+
+
+def test_a_pickle_opens_only_on_trust(capsys: pytest.CaptureFixture[str]) -> None:
+    class Loud:
+        def __reduce__(self) -> Any:
+            return print, ("opened",)
+
+    results = fold(done(value=ref(Loud())))
+    step = results["pi-1"]["first"]
+    repr(results), repr(step), results._repr_html_(), results.rows()
+    with pytest.raises(UntrustedValue, match="first"):
+        _ = step.value
+    assert capsys.readouterr().out == ""
+    step.trust()
+    assert capsys.readouterr().out == "opened\n"
+
+
+def test_a_large_value_is_fetched_when_it_is_asked_for() -> None:
+    body = payload.encode_value([1, 2, {3}]).body
+    step = fold(done(value=p.ValueRef(sha256="d1", size=len(body))), blobs={"d1": body})["pi-1"]["first"]
+    assert step.value == [1, 2, {3}]
+
+
+def test_what_was_under_way_when_its_deployment_ended_has_failed_with_it() -> None:
+    results = fold(p.StepRecord(step="first", state=S.RUNNING), state=D.FAILED)
+    assert results["pi-1"]["first"].status is S.FAILED
+    assert results["pi-1"]["first"].reason is Reason.EXECUTOR_LOST
+    assert results["pi-1"]["second"].status is S.CANCELLED
+
+
+def test_a_late_result_fills_the_gap_and_is_marked() -> None:
+    step = fold(done(value=ref(5)), state=D.LOST, late=True)["pi-1"]["first"]
+    assert step.value == 5
+    assert step.late
+
+
+def test_what_is_settled_stays_so() -> None:
+    assert fold(done(value=ref(1)), done(state=S.FAILED))["pi-1"]["first"].value == 1
+
+
+def test_a_record_of_an_unknown_kind_is_passed_over() -> None:
+    ledger = Ledger()
+    ledger.add("pi-1", p.Record(kind="from_the_future", at=0.0, body={"x": 1}))
+    assert not ledger.deployments["pi-1"].steps
+
+
+def test_unknown_names_suggest_the_closest() -> None:
+    with pytest.raises(UnknownNameError, match="'pi-1'"):
+        fold()["pi-2"]
+    with pytest.raises(UnknownNameError, match="'first'"):
+        fold()["pi-1"]["frist"]
+
+
+def test_rows_are_flat_and_complete() -> None:
+    row = fold(done(value=ref(7), usage=p.Usage(cpu=0.5, peak_memory=10)))["pi-1"].rows()[0]
+    assert row["deployment"] == "pi-1"
+    assert (row["value"], row["seconds"], row["cpu"], row["node"]) == (7, 2.0, 0.5, "raspi")
+
+
+def test_nothing_that_a_node_wrote_reaches_terminal_or_page_unescaped() -> None:
+    results = fold(
+        done(value=p.ValueRef(summary="<script>\x1b[2J", json=1)), done("second\x1b", state=S.FAILED, message="\x9b")
+    )
+    assert not {"\x1b", "\x9b"} & set(repr(results) + repr(results["pi-1"]["first"]) + repr(results["pi-1"]))
+    assert "<script" not in results._repr_html_() + results["pi-1"]._repr_html_()
