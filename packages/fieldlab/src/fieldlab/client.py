@@ -104,7 +104,7 @@ class Client:
             after = page.next
             if after is None or not page.experiments:
                 break
-        return found
+        return Experiments(found[:limit])
 
     # --- runs ---
 
