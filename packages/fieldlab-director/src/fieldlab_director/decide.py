@@ -73,6 +73,7 @@ class Patience:
     cancel: float = 20.0  # an executor that was told to cancel ends by itself within (a grace of 10, and 10 more)
     cancel_for: float = 300.0  # a node that cannot be reached is given up by a cancel after
     drain_for: float = 7 * 86400.0  # what is left on a node waits so long for its delivery
+    settle: float = 300.0  # an ended deployment whose delivery is under way is looked at so often
     idle: float = 3600.0  # rows that only a change can move are looked at anyway
 
 
@@ -233,8 +234,6 @@ class _Case:
         if quiet and self.row.state is DeploymentState.RUNNING:
             message = f"Nothing was heard of its executor for {silent:.0f} s; it may well go on."
             return Move(state=DeploymentState.UNREACHABLE, reason=Reason.SILENT, message=message)
-        if not quiet and self.row.state is DeploymentState.UNREACHABLE:
-            return Move(state=DeploymentState.RUNNING)
         if self.row.cancelled is not None:
             return self._cancel_run(self.row.cancelled)
         return Look(at=self._next_silence())
@@ -250,7 +249,7 @@ class _Case:
             return Do(job=Job.CLEAN_UP)
         if self.seen.gone:
             return Do(job=Job.DRAIN)
-        return Look(at=row.since + self.patience.drain_for)
+        return Look(at=self.now + self.patience.settle)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

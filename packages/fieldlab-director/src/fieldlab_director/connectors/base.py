@@ -39,6 +39,7 @@ __all__ = [
     "Opening",
     "PrepareRequest",
     "Prepared",
+    "Stopped",
     "Target",
 ]
 
@@ -154,6 +155,13 @@ class Observations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """No executor of the epoch runs any more; ``tail``: the last lines that it wrote."""
+
+    tail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrainRequest:
     """Ship what the journal of a dead executor holds. ``launch`` is the one it was launched with, made anew."""
 
@@ -192,7 +200,7 @@ class Connector(Protocol):
         """Tell how executors are, without asking the executors."""
         ...
 
-    async def stop(self, target: Target) -> Done:
+    async def stop(self, target: Target) -> Stopped:
         """End the executor, by force after a grace; nothing if none runs."""
         ...
 
@@ -217,7 +225,7 @@ METHODS: Mapping[str, tuple[type, type]] = {
     "prepare": (PrepareRequest, Prepared),
     "launch": (LaunchRequest, Launched),
     "observe": (ObserveRequest, Observations),
-    "stop": (Target, Done),
+    "stop": (Target, Stopped),
     "drain": (DrainRequest, Done),
     "clean_up": (Target, Done),
 }

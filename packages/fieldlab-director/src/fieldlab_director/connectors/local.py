@@ -49,6 +49,7 @@ from fieldlab_director.connectors.base import (
     Opening,
     Prepared,
     PrepareRequest,
+    Stopped,
     Target,
 )
 
@@ -160,11 +161,12 @@ class LocalConnector:
             self._watch(deployment, place)
         return Observations(observations=tuple(found))
 
-    async def stop(self, target: Target) -> Done:
+    async def stop(self, target: Target) -> Stopped:
         """SIGTERM, and SIGKILL after a grace."""
+        place = self._place(target)
         async with self._locks[target.deployment]:
-            await self._end(self._place(target), (signal.SIGTERM, STOP_GRACE), (signal.SIGKILL, KILL_GRACE))
-        return Done()
+            await self._end(place, (signal.SIGTERM, STOP_GRACE), (signal.SIGKILL, KILL_GRACE))
+        return Stopped(tail=await asyncio.to_thread(_tail, place.log))
 
     async def drain(self, request: DrainRequest) -> Done:
         """Let an executor ship what the journal of the dead one holds."""

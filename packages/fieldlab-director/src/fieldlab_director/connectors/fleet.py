@@ -1,0 +1,81 @@
+"""The connectors of all attached infrastructures, each in its process, which starts when it is first asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldlab_common.errors import UnknownConnector
+from fieldlab_common.node import Node
+
+from fieldlab_director.connectors.base import Listed, Nothing, Opening
+from fieldlab_director.connectors.host import ConnectorProcess, kinds
+
+__all__ = ["ConnectorFleet"]
+
+Hear = Callable[[str, str | None], None]
+
+
+class ConnectorFleet:
+    """One ``ConnectorProcess`` for each infrastructure, by its id. ``folder`` is where they keep things."""
+
+    def __init__(self, folder: Path, executable: Path, *, deadlines: Mapping[str, float] | None = None) -> None:
+        self._folder = folder
+        self._executable = executable
+        self._deadlines = deadlines
+        self._processes: dict[str, ConnectorProcess] = {}
+        self._hear: Hear = lambda infrastructure_id, deployment_id: None
+
+    def listen(self, hear: Hear) -> None:
+        """Call ``hear`` with an infrastructure's id, and a deployment's, when the connector says that it may be news.
+
+        None instead of a deployment's id: the connector was lost, and anything may be.
+        """
+        self._hear = hear
+
+    def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> ConnectorProcess:
+        """The connector of an infrastructure; the same one each time."""
+        if infrastructure_id not in self._processes:
+            opening = Opening(
+                infrastructure=name,
+                folder=str(self._folder / infrastructure_id),
+                executable=str(self._executable),
+                options=options,
+            )
+
+            def notice(deployment_id: str | None) -> None:
+                self._hear(infrastructure_id, deployment_id)
+
+            self._processes[infrastructure_id] = ConnectorProcess(
+                kind, opening, notice=notice, deadlines=self._deadlines
+            )
+        return self._processes[infrastructure_id]
+
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
+        """Check that an infrastructure that is about to be attached can be reached as ``options`` say; its nodes.
+
+        Raises:
+            UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
+        """
+        if kind not in kinds():
+            raise UnknownConnector(
+                f"There is no connector {kind!r}; there are {', '.join(kinds()) or 'none'}.",
+                advice="Install the distribution that has it beside the director, and start the director again.",
+            )
+        process = self.connector(infrastructure_id, name, kind, options)
+        reached = False
+        try:
+            await process.call("check", Nothing())
+            listed: Listed = await process.call("nodes", Nothing())
+            reached = True
+            return listed.nodes
+        finally:
+            if not reached:
+                await self._processes.pop(infrastructure_id).close()
+
+    async def close(self) -> None:
+        """End every process. What they started on nodes goes on."""
+        await asyncio.gather(*(process.close() for process in self._processes.values()))
+        self._processes.clear()

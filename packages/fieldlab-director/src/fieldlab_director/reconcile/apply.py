@@ -1,0 +1,209 @@
+"""The transactions of the reconcile loop: what is decided, and what becomes of a row by it.
+
+A row is leased while a job of it is under way, and what comes of the job is applied only by who still has the lease,
+under the epoch for which the job was given. Decisions follow each other in the same transaction until one is a job or a
+time, so that a chain of states costs one commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+
+from fieldlab_director import decide as d
+from fieldlab_director.services.outcome import move
+from fieldlab_director.store import queries
+from fieldlab_director.store import reconcile_queries as rq
+from fieldlab_director.store.base import WORK, Tx, deployment_topic
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
+from fieldlab_director.store.states import set_experiment_state
+
+__all__ = ["LEASE_SECONDS", "Assignment", "Kept", "Outcome", "advance", "apply", "begin", "step_experiment"]
+
+LEASE_SECONDS = 30.0  # a worker that died is missed for so long at most
+_MOST_DECISIONS = 20  # in one transaction; more would be decisions that undo each other
+_ON_THE_WAY = (DeploymentState.PENDING, DeploymentState.PREPARING, DeploymentState.READY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A job that was given: the row as it was leased, and what is to be done."""
+
+    job: d.Job
+    row: DeploymentRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a job: ``value`` is the connector's answer. Neither failed nor done: it was interrupted."""
+
+    done: bool = False
+    value: Any = None
+    failure: d.Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a worker of the loop knows beside the row, for one transaction. ``lease`` is its name."""
+
+    lease: str
+    seen: d.Seen
+    jitter: float
+    patience: d.Patience
+
+
+def begin(tx: Tx, deployment_id: str, kept: Kept) -> Assignment | None:
+    """Decide for a row that is due: the job it was leased for, or None if there is none now."""
+    row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=deployment_id)
+    if row is None or _leased_by_another(row, kept, tx.now):
+        return None
+    return advance(tx, row, kept)
+
+
+def apply(tx: Tx, given: Assignment, outcome: Outcome, kept: Kept) -> Assignment | None:
+    """Note what came of a job, and decide again. Nothing if the lease was lost, or the row went on without it."""
+    row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=given.row.id)
+    if row is None or row.lease != kept.lease or row.epoch != given.row.epoch:
+        return None
+    seen = kept.seen
+    if outcome.done:
+        row = _done(row, given.job, outcome.value, tx.now)
+        if given.job is d.Job.STOP:
+            seen = replace(seen, gone=True, tail=outcome.value)
+    elif outcome.failure is not None:
+        row = replace(row, attempts=row.attempts + 1)
+        seen = replace(seen, failure=outcome.failure)
+    return advance(tx, row, replace(kept, seen=seen))
+
+
+def advance(tx: Tx, row: DeploymentRow, kept: Kept) -> Assignment | None:
+    """Decide, and decide again, until there is a job or a time; store the row."""
+    seen = kept.seen
+    for _ in range(_MOST_DECISIONS):
+        action = d.decide(_standing(tx, row), seen, tx.now, jitter=kept.jitter, patience=kept.patience)
+        if isinstance(action, d.Do):
+            leased = replace(row, lease=kept.lease, lease_until=tx.now + LEASE_SECONDS)
+            _store(tx, replace(leased, look_at=tx.now + LEASE_SECONDS), kept)
+            return Assignment(job=action.job, row=leased)
+        if isinstance(action, d.Look):
+            _store(tx, replace(row, lease=None, lease_until=None, look_at=action.at), kept)
+            return None
+        seen = replace(seen, failure=None)
+        if isinstance(action, d.Relaunch):
+            row = replace(row, epoch=row.epoch + 1, handle=None, attempts=0)
+            seen = replace(seen, gone=False)
+        else:
+            row = _moved(tx, row, action)
+    raise RuntimeError(f"Deployment {row.name!r} does not come to rest; it is {row.state.value}.")
+
+
+def step_experiment(tx: Tx, experiment_id: str) -> None:
+    """Move an experiment as far as it goes on its way to running, and let its deployments follow."""
+    for _ in range(_MOST_DECISIONS):
+        row = tx.one(queries.EXPERIMENT, ExperimentRow, id=experiment_id)
+        if row is None or row.state not in (ExperimentState.PREPARING, ExperimentState.READY):
+            return
+        action = d.decide_experiment(_experiment_standing(tx, row), tx.now)
+        if isinstance(action, d.Look):
+            return
+        if isinstance(action, d.Abandon):
+            _abandon(tx, row, action.message)
+            return
+        set_experiment_state(tx, row, action.state)
+        if action.state is ExperimentState.RUNNING:
+            tx.execute(queries.LOOK_AT_ALL, guard_experiment_id=row.id, look_at=tx.now)
+            tx.notify(WORK)
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _leased_by_another(row: DeploymentRow, kept: Kept, now: float) -> bool:
+    return row.lease not in (None, kept.lease) and (row.lease_until or 0.0) > now
+
+
+def _done(row: DeploymentRow, job: d.Job, value: Any, now: float) -> DeploymentRow:
+    row = replace(row, attempts=0)
+    if job is d.Job.PREPARE:
+        return replace(row, prepared={"made": True, "value": value})
+    if job is d.Job.LAUNCH:
+        return replace(row, handle={"epoch": row.epoch, "at": now, "value": value})
+    if job is d.Job.DRAIN:
+        return replace(row, drained=True)
+    if job is d.Job.CLEAN_UP:
+        return replace(row, prepared=None, handle=None)
+    return row
+
+
+def _moved(tx: Tx, row: DeploymentRow, action: d.Move) -> DeploymentRow:
+    was = row.state
+    row = move(tx, row, action.state, reason=action.reason, message=action.message)
+    if action.state is DeploymentState.PREPARING:
+        row = replace(row, prepared={"made": False, "value": None}, attempts=0)
+    elif action.state is DeploymentState.LAUNCHING:
+        row = replace(row, epoch=row.epoch + 1, handle=None, attempts=0)
+    elif was in _ON_THE_WAY:
+        step_experiment(tx, row.experiment_id)
+        fresh = tx.one(queries.DEPLOYMENT, DeploymentRow, id=row.id)  # it may have been told to give up, with the rest
+        assert fresh is not None
+        cancel = {"cancel_requested": fresh.cancel_requested, "cancel_reason": fresh.cancel_reason}
+        row = replace(row, attempts=0, **cancel)  # type: ignore[arg-type]
+    return row
+
+
+def _store(tx: Tx, row: DeploymentRow, kept: Kept) -> None:
+    fields = ("lease", "lease_until", "look_at", "epoch", "prepared", "handle", "attempts", "drained")
+    values = {name: getattr(row, name) for name in fields}
+    if not tx.execute(rq.KEEP, guard_id=row.id, guard_lease=kept.lease, guard_now=tx.now, **values):
+        raise RuntimeError(f"The lease of deployment {row.name!r} was lost within a transaction.")
+
+
+def _standing(tx: Tx, row: DeploymentRow) -> d.Standing:
+    experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
+    assert experiment is not None  # a foreign key holds that it is there
+    handle = row.handle if row.handle and row.handle["epoch"] == row.epoch else None
+    return d.Standing(
+        state=row.state,
+        since=row.state_since,
+        epoch=row.epoch,
+        prepared=bool(row.prepared and row.prepared["made"]),
+        launched=handle["at"] if handle else None,
+        claimed=row.journal_id is not None,
+        present=row.prepared is not None or row.handle is not None,
+        attempts=row.attempts,
+        cancelled=row.cancel_requested,
+        cancel_reason=row.cancel_reason,
+        go=experiment.state is ExperimentState.RUNNING,
+        ending=row.ending,
+        awaited=row.ending is not None and tx.value(queries.AWAITED, deployment_id=row.id, limit=1) is not None,
+        drained=row.drained,
+        lost_after=experiment.settings.lost_after,
+    )
+
+
+def _experiment_standing(tx: Tx, row: ExperimentRow) -> d.ExperimentStanding:
+    return d.ExperimentStanding(
+        state=row.state,
+        deployments=dict(tx.all(rq.COUNTS, _count, experiment_id=row.id)),
+        min_nodes=row.settings.min_nodes,
+        start_requested=row.start_requested is not None,
+        start_at=row.settings.start_at,
+    )
+
+
+def _count(state: DeploymentState, count: int) -> tuple[DeploymentState, int]:
+    return state, count
+
+
+def _abandon(tx: Tx, row: ExperimentRow, message: str) -> None:
+    tx.execute(rq.SET_MESSAGE, guard_id=row.id, message=message)
+    values: dict[str, Any] = {"cancel_requested": tx.now, "cancel_reason": message, "look_at": tx.now}
+    for deployment_id in tx.all(rq.WAITING, _id, experiment_id=row.id):
+        tx.execute(queries.CANCEL_DEPLOYMENT, guard_id=deployment_id, **values)
+        tx.notify(deployment_topic(deployment_id), WORK)
+
+
+def _id(id: str) -> str:
+    return id

@@ -1,0 +1,347 @@
+"""The loop: what is due is worked on, what is not is waited for, and whatever fails hurts its own deployment alone.
+
+It wakes when the store says that a row wants to be looked at, when the earliest time that a row asks for has come, and
+when a connector gives notice. For each deployment that is due there is one worker, which goes from job to job until
+there is none. What the loop keeps in memory (who was heard of when, which executor was seen dead) it can lose: it is
+found again by looking.
+
+One director has the database (``app`` locks its folder), so leases that a former one left are void when this one
+starts. With several directors on one database they would run out instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fieldlab_common.errors import ConnectorError, FieldlabError
+from fieldlab_common.protocol import Launch
+
+from fieldlab_director import decide as d
+from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Observation, PrepareRequest
+from fieldlab_director.connectors.fleet import ConnectorFleet
+from fieldlab_director.connectors.host import ConnectorProcess
+from fieldlab_director.reconcile.apply import LEASE_SECONDS, Assignment, Kept, Outcome, apply, begin, step_experiment
+from fieldlab_director.reconcile.watch import REFRESH_SECONDS, InfrastructureWatch, target_of
+from fieldlab_director.services.identity import executor_token
+from fieldlab_director.services.vault import Vault
+from fieldlab_director.store import queries
+from fieldlab_director.store import reconcile_queries as rq
+from fieldlab_director.store.base import WORK, Store, Tx, Watch
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow, InfrastructureRow
+
+__all__ = ["Reconciler"]
+
+log = structlog.get_logger("fieldlab.reconcile")
+
+HORIZON = 60.0  # seconds: the loop looks at what is due at least so often
+BATCH = 1000  # rows read at once
+PARALLEL = 32  # jobs of one infrastructure under way at once; the next wait
+PAUSE = 1.0  # seconds after the database could not be used
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Due:
+    id: str
+    cancel_requested: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Agenda:
+    due: list[_Due]
+    following: float
+    startable: list[ExperimentRow]
+    infrastructures: list[str]
+
+
+@dataclass(eq=False)
+class _Worker:
+    task: asyncio.Task[None] | None = None
+    call: asyncio.Task[Any] | None = None
+    job: d.Job | None = None
+    again: bool = False
+
+
+class Reconciler:
+    """Brings deployments to where they should be. ``url`` is the director's for executors, ``ca`` the PEM of its CA."""
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: ConnectorFleet,
+        vault: Vault,
+        url: str,
+        *,
+        ca: str | None = None,
+        patience: d.Patience | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store, self._fleet, self._vault = store, fleet, vault
+        self._url, self._ca = url, ca
+        self._patience = patience or d.Patience()
+        self._clock, self._monotonic, self._jitter = clock, monotonic, jitter
+        self._lease = secrets.token_hex(8)
+        self._serving_since = monotonic()
+        self._heard: dict[str, tuple[float | None, float, float]] = {}  # id → last_seen, heard at, looked at
+        self._gone: dict[str, tuple[int, str]] = {}  # id → epoch whose executor is gone, its last lines
+        self._poked: set[str] = set()
+        self._faults: dict[str, int] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._watches: dict[str, InfrastructureWatch] = {}
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PARALLEL))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: Watch | None = None
+        self._first_refresh = 0.0
+
+    async def start(self) -> None:
+        """Take over what is stored, and begin."""
+        self._serving_since = self._monotonic()
+        self._fleet.listen(self._notice)
+        await self._store.write(_take_over)
+        self._spawn(self._run())
+        self._spawn(self._renew())
+
+    async def stop(self) -> None:
+        """Let go of everything; jobs under way are broken off, and are given again by the next start."""
+        tasks = [*self._tasks, *(worker.task for worker in self._workers.values() if worker.task)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- finding what is due -----------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        with self._store.notifier.watch(WORK) as watch:
+            self._watch = watch
+            while not self._store.notifier.closed:
+                try:
+                    until = await self._pass()
+                except FieldlabError as error:
+                    log.warning("the database cannot be used", error=str(error))
+                    until = self._clock() + PAUSE
+                    await asyncio.sleep(PAUSE)
+                await watch.wait(max(0.0, until - self._clock()))
+
+    async def _pass(self) -> float:
+        """Begin all that is due; the time at which the next is."""
+        now = self._clock()
+        agenda = await self._store.read(lambda tx: _agenda(tx, now))
+        for infrastructure_id in agenda.infrastructures:
+            if infrastructure_id not in self._watches:
+                self._begin_watch(infrastructure_id)
+        self._first_refresh = REFRESH_SECONDS  # what is attached from now on was just listed
+        until = min(agenda.following, now + HORIZON)
+        for experiment in agenda.startable:
+            start_at = experiment.settings.start_at
+            if start_at is None or start_at <= now:
+                await self._store.write(lambda tx, id=experiment.id: step_experiment(tx, id))  # type: ignore[misc]
+            else:
+                until = min(until, start_at)
+        begun = [self._work_on(row.id, cancelled=row.cancel_requested is not None) for row in agenda.due]
+        if len(begun) == BATCH:  # there is more; where none of these could be begun, one must end first
+            until = now if any(begun) else now + PAUSE
+        poked, self._poked = self._poked, set()
+        for deployment_id in poked:
+            self._work_on(deployment_id)
+        return until
+
+    def _work_on(self, deployment_id: str, *, cancelled: bool = False) -> bool:
+        """Whether a worker was begun; else the one that is there looks again."""
+        worker = self._workers.get(deployment_id)
+        if worker is None:
+            worker = self._workers[deployment_id] = _Worker()
+            worker.task = asyncio.create_task(self._work(deployment_id, worker))
+            worker.task.add_done_callback(lambda _: self._finished(deployment_id, worker))
+            return True
+        worker.again = True
+        if cancelled and worker.job in (d.Job.PREPARE, d.Job.LAUNCH) and worker.call is not None:
+            worker.call.cancel()  # whoever cancels does not wait for an environment that nobody will use
+        return False
+
+    def _finished(self, deployment_id: str, worker: _Worker) -> None:
+        self._workers.pop(deployment_id, None)
+        if worker.again:
+            self._poke(deployment_id)
+
+    def _poke(self, deployment_id: str) -> None:
+        """Look at a deployment now, whenever it is due."""
+        self._poked.add(deployment_id)
+        if self._watch is not None:
+            self._watch.wake()
+
+    # --- one deployment ----------------------------------------------------------------------------------------------
+
+    async def _work(self, deployment_id: str, worker: _Worker) -> None:
+        try:
+            given = await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id)))
+            while given is not None or worker.again:
+                if given is None:
+                    worker.again = False
+                    given = await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id)))
+                else:
+                    given = await self._carry_out(given, worker)
+            self._faults.pop(deployment_id, None)
+        except Exception:  # a fault with one deployment, of whatever kind, must not end the loop for all others
+            faults = self._faults[deployment_id] = self._faults.get(deployment_id, 0) + 1
+            pause = d.backoff(faults, self._jitter())
+            log.exception("a deployment is put off", deployment=deployment_id, again_in=pause)
+            await asyncio.sleep(pause)
+            worker.again = True
+
+    async def _carry_out(self, given: Assignment, worker: _Worker) -> Assignment | None:
+        worker.job, worker.call = given.job, asyncio.create_task(self._ask(given))
+        try:
+            value = await worker.call
+            outcome = Outcome(done=True, value=value)
+        except asyncio.CancelledError:
+            if not worker.call.cancelled() or _being_cancelled():
+                worker.call.cancel()
+                raise
+            outcome = Outcome()
+        except ConnectorError as error:
+            failure = d.Failure(job=given.job, message=str(error), transient=error.transient)
+            outcome = Outcome(failure=failure)
+            log.warning("job failed", job=given.job.value, deployment=given.row.name, error=str(error))
+        except FieldlabError as error:
+            outcome = Outcome(failure=d.Failure(job=given.job, message=str(error), transient=True))
+        finally:
+            worker.job = worker.call = None
+        if outcome.done and given.job is d.Job.STOP:
+            self._gone[given.row.id] = (given.row.epoch, outcome.value)
+        following = await self._store.write(lambda tx: apply(tx, given, outcome, self._kept(tx, given.row.id)))
+        self._after(given, outcome)
+        return following
+
+    def _after(self, given: Assignment, outcome: Outcome) -> None:
+        if given.job is d.Job.LAUNCH and outcome.done and given.row.infrastructure_id in self._watches:
+            self._watches[given.row.infrastructure_id].wake()
+        if given.job is d.Job.CLEAN_UP and outcome.done:
+            self._gone.pop(given.row.id, None)
+            self._heard.pop(given.row.id, None)
+
+    async def _ask(self, given: Assignment) -> Any:
+        row = given.row
+        async with self._slots[row.infrastructure_id]:
+            connector = await self._connector(row.infrastructure_id)
+            target = target_of(row.id, row.node, row.epoch, row.prepared, row.handle)
+            if given.job is d.Job.PREPARE:
+                request = PrepareRequest(target=target, environment=row.spec.environment, python=row.spec.python)
+                return (await connector.call("prepare", request)).prepared
+            if given.job is d.Job.LAUNCH:
+                launch = LaunchRequest(target=target, launch=self._launch(row))
+                return (await connector.call("launch", launch)).handle
+            if given.job is d.Job.DRAIN:
+                return await connector.call("drain", DrainRequest(target=target, launch=self._launch(row)))
+            if given.job is d.Job.STOP:
+                return (await connector.call("stop", target)).tail
+            return await connector.call("clean_up", target)
+
+    def _launch(self, row: DeploymentRow) -> Launch:
+        return Launch(
+            director=self._url,
+            token=executor_token(self._vault.executor_key, row.id, row.epoch),
+            experiment=row.experiment_id,
+            deployment=row.id,
+            epoch=row.epoch,
+            ca=self._ca,
+        )
+
+    # --- what is seen ------------------------------------------------------------------------------------------------
+
+    def _kept(self, tx: Tx, deployment_id: str) -> Kept:
+        row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=deployment_id)
+        epoch, tail = self._gone.get(deployment_id, (-1, ""))
+        seen = d.Seen(
+            gone=row is not None and row.epoch == epoch,
+            silent=self._silence(row, tx.now) if row is not None else 0.0,
+            tail=tail,
+        )
+        return Kept(lease=self._lease, seen=seen, jitter=self._jitter(), patience=self._patience)
+
+    def _silence(self, row: DeploymentRow, now: float) -> float:
+        """Seconds of this director's service in which the executor was not heard of, by the clock that never jumps."""
+        at = self._monotonic()
+        last_seen, heard, looked = self._heard.get(row.id, (None, self._serving_since, self._serving_since))
+        if row.last_seen != last_seen:
+            heard = min(at, max(looked, at - max(0.0, now - (row.last_seen or now))))
+        self._heard[row.id] = (row.last_seen, heard, at)
+        return at - heard
+
+    def _found(self, epoch: int, observation: Observation) -> None:
+        if not observation.executor.gone or self._gone.get(observation.deployment, (-1, ""))[0] == epoch:
+            return
+        self._gone[observation.deployment] = (epoch, observation.tail)
+        self._poke(observation.deployment)
+
+    def _notice(self, infrastructure_id: str, deployment_id: str | None) -> None:
+        watch = self._watches.get(infrastructure_id)
+        if watch is not None:
+            watch.wake()
+
+    # --- infrastructures ---------------------------------------------------------------------------------------------
+
+    def _begin_watch(self, infrastructure_id: str) -> None:
+        watch = InfrastructureWatch(infrastructure_id, self._store, self._connector, self._found, self._jitter)
+        self._watches[infrastructure_id] = watch
+        self._spawn(watch.observe())
+        self._spawn(watch.refresh(self._first_refresh))
+
+    async def _connector(self, infrastructure_id: str) -> ConnectorProcess:
+        row = await self._store.read(lambda tx: tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id))
+        if row is None:
+            raise ConnectorError("Its infrastructure is gone.", transient=False)
+        return self._fleet.connector(row.id, row.name, row.kind, self._vault.open(row.options))
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            if any(worker.call is not None for worker in self._workers.values()):
+                try:
+                    await self._store.write(self._renewed)
+                except FieldlabError as error:
+                    log.warning("leases were not renewed", error=str(error))
+
+    def _renewed(self, tx: Tx) -> None:
+        tx.execute(rq.RENEW, guard_lease=self._lease, lease_until=tx.now + LEASE_SECONDS)
+
+    def _spawn(self, running: Any) -> None:
+        task = asyncio.create_task(running)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _take_over(tx: Tx) -> None:
+    tx.execute(rq.FREE)
+    tx.execute(rq.LOOK_AT_OPEN, look_at=tx.now)
+
+
+def _agenda(tx: Tx, now: float) -> _Agenda:
+    times = [at for at in tx.all(rq.NEXT, _look_at, now=now) if at is not None]
+    return _Agenda(
+        due=tx.all(rq.DUE, _Due, now=now, limit=BATCH),
+        following=min(times, default=d.NEVER),
+        startable=tx.all(rq.STARTABLE, ExperimentRow),
+        infrastructures=tx.all(rq.INFRASTRUCTURE_IDS, _id),
+    )
+
+
+def _look_at(look_at: float | None) -> float | None:
+    return look_at
+
+
+def _id(id: str) -> str:
+    return id

@@ -1,0 +1,85 @@
+"""The statements of the reconcile loop, by name (see ``queries``).
+
+A write that follows on what a connector did is guarded by the row's id and the lease: whoever lost the lease changes
+nothing. Every question about deployments names states and a time, so that an index answers it however long the history.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+
+from fieldlab_director.store import schema as t
+
+__all__: list[str] = []  # used as ``reconcile_queries.NAME``
+
+
+def _p(name: str) -> sa.BindParameter[object]:
+    return sa.bindparam(name)
+
+
+_d, _e, _i, _n = t.deployments, t.experiments, t.infrastructures, t.nodes
+_ENDS = [state for state in DeploymentState if state.terminal]
+_OPEN = [state for state in DeploymentState if not state.terminal]
+_LAUNCHED = [DeploymentState.LAUNCHING, DeploymentState.RUNNING, DeploymentState.UNREACHABLE]
+
+DUE = (
+    sa.select(_d.c.id, _d.c.cancel_requested)
+    .where(_d.c.state.in_(list(DeploymentState)), _d.c.look_at <= _p("now"))
+    .limit(_p("limit"))
+)
+NEXT = sa.union_all(  # one seek in the index for each state
+    *(
+        sa.select(sa.func.min(_d.c.look_at).label("look_at")).where(_d.c.state == state, _d.c.look_at > _p("now"))
+        for state in DeploymentState
+    )
+)
+STARTABLE = sa.select(_e).where(_e.c.state == ExperimentState.READY, _e.c.start_requested.is_not(None))
+COUNTS = (
+    sa.select(_d.c.state, sa.func.count().label("count"))
+    .where(_d.c.experiment_id == _p("experiment_id"))
+    .group_by(_d.c.state)
+)
+WAITING = sa.select(_d.c.id).where(_d.c.experiment_id == _p("experiment_id"), _d.c.state.in_(_OPEN))
+SET_MESSAGE = sa.update(_e).where(_e.c.id == _p("guard_id")).values(message=_p("message"))
+
+KEEP = (
+    sa.update(_d)
+    .where(
+        _d.c.id == _p("guard_id"),
+        sa.or_(_d.c.lease.is_(None), _d.c.lease == _p("guard_lease"), _d.c.lease_until <= _p("guard_now")),
+    )
+    .values(
+        lease=_p("lease"),
+        lease_until=_p("lease_until"),
+        look_at=_p("look_at"),
+        epoch=_p("epoch"),
+        prepared=_p("prepared"),
+        handle=_p("handle"),
+        attempts=_p("attempts"),
+        drained=_p("drained"),
+    )
+)
+RENEW = (
+    sa.update(_d)
+    .where(_d.c.lease == _p("guard_lease"))
+    .values(lease_until=_p("lease_until"), look_at=_p("lease_until"))
+)
+FREE = sa.update(_d).where(_d.c.lease.is_not(None)).values(lease=None, lease_until=None)
+LOOK_AT_OPEN = sa.update(_d).where(_d.c.state.in_(_OPEN)).values(look_at=_p("look_at"))
+
+_TARGET = (_d.c.id, _d.c.node, _d.c.epoch, _d.c.prepared, _d.c.handle)
+WATCHED = sa.union_all(
+    sa.select(*_TARGET).where(
+        _d.c.state.in_(_LAUNCHED), _d.c.infrastructure_id == _p("infrastructure_id"), _d.c.handle.is_not(None)
+    ),
+    sa.select(*_TARGET).where(
+        _d.c.state.in_(_ENDS),
+        _d.c.look_at < _p("never"),
+        _d.c.infrastructure_id == _p("infrastructure_id"),
+        _d.c.handle.is_not(None),
+    ),
+)
+
+INFRASTRUCTURE_IDS = sa.select(_i.c.id).order_by(_i.c.created, _i.c.id)
+NODES_OF = sa.select(_n.c.node).where(_n.c.infrastructure_id == _p("infrastructure_id")).order_by(_n.c.position)
