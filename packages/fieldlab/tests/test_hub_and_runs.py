@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 from pathlib import Path
@@ -384,3 +385,44 @@ def test_what_is_there_already_is_not_fetched_again(one: Stage, tmp_path: Path) 
 def test_an_iterations_artifact_lands_under_its_iteration(one: Stage) -> None:
     one.actors[0].report(p.ArtifactRecord(step="work", name="x", size=0, sha256="0" * 64, attempt=2, iteration=7))
     assert place_of(one.run.artifacts.list()[0]) == "a/work/7/x"
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_watching_writes_a_line_for_each_change_and_the_log(one: Stage) -> None:
+    actor, out = one.actors[0], io.StringIO()
+    actor.report(p.LogRecord(step="work", text="hello \x1b[2J\n"), lane="bulk")
+    actor.report(SUCCEEDED)
+    actor.end(bulk=1)
+    assert one.run.watch(file=out) is E.SUCCEEDED
+    text = out.getvalue()
+    assert "exp is succeeded" in text
+    assert "a/work: succeeded, 1" in text
+    assert "[a/work] hello \\x1b[2J\n" in text
+
+
+def test_interrupting_a_watch_leaves_the_run_going(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> Any:
+        raise KeyboardInterrupt
+
+    out = io.StringIO()
+    monkeypatch.setattr(one.run, "refresh", interrupt)
+    one.run.watch(file=out)
+    assert "goes on" in out.getvalue()
+    assert one.run.state is E.RUNNING
+
+
+def test_a_terminal_gets_a_table_that_nodes_cannot_drive(one: Stage) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    pytest.importorskip("rich")
+    one.actors[0].report(p.LogRecord(step="work", text="[bold]x[/bold] \x1b]0;owned\x07\n"), lane="bulk")
+    one.actors[0].end()
+    out = Terminal()
+    one.run.watch(file=out)
+    assert "succeeded" in out.getvalue()
+    assert "[bold]x[/bold]" in out.getvalue()
+    assert "\x1b]0;" not in out.getvalue()

@@ -5,6 +5,7 @@ A specification is data: its ``kind`` names the director's connector, its fields
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from fieldlab.transport import Session
 
 __all__ = ["InfrastructureSpec", "Infrastructures", "Local"]
 
+MOST_LOCAL = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfrastructureSpec:
@@ -25,29 +28,47 @@ class InfrastructureSpec:
 
     kind: ClassVar[str] = ""
 
+    def options(self) -> dict[str, Any]:
+        """It, as the connector's options."""
+        encoded: dict[str, Any] = wire.encode(self)
+        return encoded
+
     def tagged(self) -> p.Tagged:
         """It, as it is sent."""
         if not self.kind:
             raise DefinitionError(f"{type(self).__name__} has no kind.", advice="Use fl.Local(...) or another one.")
-        return p.Tagged(kind=self.kind, body=wire.encode(self))
+        return p.Tagged(kind=self.kind, body=self.options())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local(InfrastructureSpec):
     """Nodes on the director's own machine, each with a working directory of its own.
 
-    ``nodes`` is their number; they are called ``<prefix>-1`` and so on. ``properties`` are added to what is known of
-    each. For trying things out, and for measurements of the machine itself.
+    ``nodes`` is their number, and they are called ``<prefix>-1`` and so on; or a list of names, or of names and
+    properties: ``[{"name": "a", "site": "x"}, "b"]``. ``properties`` are added to what is known of each. For trying
+    things out, and for measurements of the machine itself.
     """
 
     kind: ClassVar[str] = "local"
-    nodes: int = 1
+    nodes: int | Sequence[str | Mapping[str, Any]] = 1
     prefix: str = "local"
-    properties: dict[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nodes <= 1000:
-            raise DefinitionError(f"Local(nodes={self.nodes}): it is between 1 and 1000.")
+        count = self.nodes if isinstance(self.nodes, int) else len(self.nodes)
+        if not 1 <= count <= MOST_LOCAL:
+            raise DefinitionError(f"Local(nodes={self.nodes!r:.80}): there are 1 to {MOST_LOCAL} nodes.")
+
+    def options(self) -> dict[str, Any]:
+        """It, as the connector's options."""
+        nodes = self.nodes if isinstance(self.nodes, int) else [_named(node) for node in self.nodes]
+        return {"nodes": nodes, "prefix": self.prefix, "properties": dict(self.properties)}
+
+
+def _named(node: str | Mapping[str, Any]) -> dict[str, Any]:
+    given = {"name": node} if isinstance(node, str) else dict(node)
+    name = check_name(given.pop("name", None), "a node")
+    return {"name": name, "properties": given}
 
 
 class _Listed(list[p.InfrastructureInfo]):

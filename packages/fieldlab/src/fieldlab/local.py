@@ -347,6 +347,7 @@ class _Carrier:
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for this process, which then cancels in good order
             )
         ours.setblocking(False)
@@ -463,6 +464,11 @@ class _Carrier:
 
 
 _EXECUTOR = (sys.executable, "-P", "-m", "fieldlab_executor")
+
+
+def _environment() -> dict[str, str]:
+    """The variables of this process, but those that say where its user's director is: that is no task's business."""
+    return {k: v for k, v in os.environ.items() if k not in ("FIELDLAB_TOKEN", "FIELDLAB_ENDPOINT")}
 
 
 def _last_words(code: int, log: Path) -> str:
