@@ -18,20 +18,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import structlog
 import uvicorn
-from fieldlab_common.errors import ConfigurationError, UnknownConnector
-from fieldlab_common.node import Node
+from fieldlab_common.errors import ConfigurationError
 
-from fieldlab_director.connectors.base import Listed, Nothing, Opening
-from fieldlab_director.connectors.host import ConnectorProcess, kinds
+from fieldlab_director.connectors.fleet import ConnectorFleet
 from fieldlab_director.http import make_http
+from fieldlab_director.reconcile import Reconciler
 from fieldlab_director.services import identity
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.experiments import cancel_everything
@@ -204,33 +202,15 @@ async def _bootstrap(store: Store, settings: Settings) -> str:
 
 @asynccontextmanager
 async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str) -> AsyncIterator[Fleet]:
-    yield _Survey(settings)
-
-
-# --- what reaches nodes ----------------------------------------------------------------------------------------------
-
-
-class _Survey:
-    """Asks a connector that is not attached yet, in a process that lives for that only."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
-        """The nodes (see ``services.infrastructures.Fleet``)."""
-        if kind not in kinds():
-            raise UnknownConnector(f"There is no connector {kind!r}; there are: {', '.join(kinds()) or 'none'}.")
-        folder = str(self._settings.connectors / infrastructure_id)
-        opening = Opening(
-            infrastructure=name, folder=folder, executable=str(self._settings.executable), options=options
-        )
-        process = ConnectorProcess(kind, opening, notice=lambda _: None)
-        try:
-            await process.call("check", Nothing())
-            listed: Listed = await process.call("nodes", Nothing())
-        finally:
-            await process.close()
-        return listed.nodes
+    """The connectors, and the loop that uses them, for as long as the director serves."""
+    fleet = ConnectorFleet(settings.connectors, settings.executable)
+    loop = Reconciler(store, fleet, vault, url)
+    try:
+        await loop.start()
+        yield fleet
+    finally:
+        await loop.stop()
+        await fleet.close()
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------
