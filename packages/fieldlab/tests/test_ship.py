@@ -130,6 +130,20 @@ def test_an_import_inside_a_function_that_travels_by_value_is_seen(project: Make
     assert names(blobs.data[blobs.bundles()[0]]) == ["lazy_i.py"]
 
 
+def test_a_module_that_code_names_is_seen_and_one_whose_name_is_part_of_a_word_is_not(project: Make) -> None:
+    project({"named_j.py": "def go(): pass", "go.py": ""})
+    import go  # type: ignore[import-not-found]  # noqa: F401
+    import named_j  # type: ignore[import-not-found]
+
+    blobs = Blobs()
+    blobs.seal(named_j.go, "task")
+    blobs.seal("gogogo", "text")
+    assert names(blobs.data[blobs.bundles()[0]]) == ["go.py", "named_j.py"]  # "go" is also the function's name
+    others = Blobs()
+    others.seal("gogogo", "text")
+    assert others.bundles() == ()
+
+
 def test_equal_things_are_one_blob() -> None:
     blobs = Blobs()
     thing = [1, 2]

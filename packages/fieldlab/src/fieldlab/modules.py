@@ -91,13 +91,20 @@ def is_own(name: str) -> bool:
 
 
 def named_in(data: bytes) -> Iterator[str]:
-    """The user's own modules, among those imported here, whose names stand in sealed code.
+    """The user's own modules, among those imported here, whose names are texts in sealed code.
 
-    A name that stands there by chance brings a module too many, which does no harm.
+    A text that is a module's name by chance brings a module too many, which does no harm.
     """
-    for name in list(sys.modules):
-        if name.encode(errors="replace") in data and is_own(name):
+    for name, pickled in _own_loaded(tuple(sys.modules)):
+        if pickled in data:
             yield name
+
+
+@functools.lru_cache(maxsize=1)
+def _own_loaded(loaded: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+    """The user's own among these modules, with their names as a pickle holds them (SHORT_BINUNICODE, PEP 3154)."""
+    own = (name for name in loaded if name.isascii() and len(name) < 256 and is_own(name))
+    return tuple((name, b"\x8c" + bytes([len(name)]) + name.encode()) for name in own)
 
 
 # --- what code imports ------------------------------------------------------------------------------------------------
