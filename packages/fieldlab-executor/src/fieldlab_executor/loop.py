@@ -55,12 +55,22 @@ class Loop:
 
     def watch(self, fd: int, ready: Callback) -> None:
         """Call ``ready`` whenever ``fd`` can be read."""
-        self._selector.register(fd, selectors.EVENT_READ, ready)
+        self._selector.register(fd, selectors.EVENT_READ, (ready, None))
+
+    def watch_room(self, fd: int, room: Callback | None) -> None:
+        """Call ``room`` too whenever the watched ``fd`` can be written; None: no more."""
+        ready = self._selector.get_key(fd).data[0]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if room else 0)
+        self._selector.modify(fd, events, (ready, room))
 
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; before it is closed."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
+
+    def watches(self, fd: int) -> bool:
+        """Whether ``fd`` is watched."""
+        return fd in self._selector.get_map()
 
     def at(self, at: float, then: Callback) -> Timer:
         """Call ``then`` at the time ``at``."""
@@ -86,11 +96,18 @@ class Loop:
         """Serve until ``stop``."""
         self._stopped = False
         while not self._stopped:
-            for key, _ in self._selector.select(self._patience()):
+            for key, mask in self._selector.select(self._patience()):
+                ready, room = key.data
                 # What an earlier callback of this round has closed must not be called any more.
-                if key.fd in self._selector.get_map():
-                    key.data()
+                if mask & selectors.EVENT_READ and self._watched(key):
+                    ready()
+                if mask & selectors.EVENT_WRITE and room is not None and self._watched(key):
+                    room()
             self._fire()
+
+    def _watched(self, key: selectors.SelectorKey) -> bool:
+        now = self._selector.get_map().get(key.fd)
+        return now is not None and now.data[0] is key.data[0]
 
     def close(self) -> None:
         """Give the descriptors back."""

@@ -1,0 +1,290 @@
+"""One job in a child, from being handed over until the child and everything that it left behind is gone.
+
+An attempt owns the child's socket and output pipes. It ends once: when the spawner has reaped the child and no orphan
+bears its mark any more (``processes``); what a child leaves behind is killed. Whether it was a success is for the
+supervisor to judge from what stands here: the result frame, if one came, and the exit.
+
+Output is passed on in whole lines, at most ``CHUNK`` characters and every ``FLUSH`` seconds: a step that prints
+without end wakes the supervisor no more than that often for its journal.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from fieldlab_common.errors import InvalidMessage
+
+from fieldlab_executor import frames, processes
+from fieldlab_executor.eventlog import Waiter
+from fieldlab_executor.loop import Loop, Timer
+from fieldlab_executor.pool import Exit, Warm
+
+__all__ = ["Attempt", "Host", "Output"]
+
+CHUNK = 32 * 1024
+FLUSH = 0.2
+ENDING = 5.0  # seconds for what is left behind to be gone, once it was killed
+_READ = 65536
+_LAST_READS = 64  # of what is still in a pipe when the child is gone
+
+
+class Host(Protocol):
+    """Whom an attempt tells."""
+
+    def requested(self, attempt: Attempt, header: dict[str, Any]) -> None:
+        """The child asks for something."""
+
+    def said(self, attempt: Attempt, stream: str, text: str) -> None:
+        """The child wrote something."""
+
+    def over(self, attempt: Attempt) -> None:
+        """The child and everything it left behind is gone."""
+
+
+class Output:
+    """Turns what comes from a pipe into chunks of text."""
+
+    __slots__ = ("_decoder", "_emit", "_loop", "_text", "_timer")
+
+    def __init__(self, loop: Loop, emit: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._emit = emit
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+        self._timer: Timer | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was read."""
+        self._text += self._decoder.decode(data)
+        while len(self._text) >= CHUNK:
+            self._cut(self._text.rfind("\n", 0, CHUNK) + 1 or CHUNK)
+        if self._text and self._timer is None:
+            self._timer = self._loop.after(FLUSH, self._due)
+
+    def close(self) -> None:
+        """Pass on what is left."""
+        self._text += self._decoder.decode(b"", True)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._text:
+            self._cut(len(self._text))
+
+    def _due(self) -> None:
+        self._timer = None
+        self._cut(self._text.rfind("\n") + 1 or len(self._text))
+        if self._text:
+            self._timer = self._loop.after(FLUSH, self._due)
+
+    def _cut(self, length: int) -> None:
+        text, self._text = self._text[:length], self._text[length:]
+        if text:
+            self._emit(text)
+
+
+class Attempt:
+    """``subject`` is what the supervisor knows it by: an attempt's key, or the number of an evaluation."""
+
+    def __init__(self, loop: Loop, host: Host, subject: Any, job: Mapping[str, Any]) -> None:
+        self._loop = loop
+        self._host = host
+        self.subject = subject
+        self.job = job
+        self.child: Warm | None = None
+        self.exit: Exit | None = None
+        self.result: dict[str, Any] | None = None
+        self.data = b""
+        self.fault = ""  # what the child said that is no frame
+        self.killed = False  # by the supervisor
+        self.started = 0.0
+        self.artifacts: dict[str, None] = {}
+        self.waiters: dict[int, Waiter] = {}
+        self.left_behind = 0
+        self.survivors: list[int] = []
+        self.timer: Timer | None = None
+        self._known: set[int] = set()  # descendants seen when it was killed
+        self._out = bytearray()
+        self._crowded = False  # it waits for room in the socket
+        self._unpacker = frames.Unpacker()
+        self._streams: dict[int, Output] = {}
+
+    @property
+    def pid(self) -> int:
+        """The child's, or 0."""
+        return self.child.pid if self.child is not None else 0
+
+    # --- while it runs
+
+    def begin(self, child: Warm) -> None:
+        """Hand the job to the child."""
+        self.child = child
+        self._loop.watch(child.sock, self._readable)
+        self.write(self.job)
+        for fd, stream in ((child.out, "stdout"), (child.err, "stderr")):
+            self._open(fd, stream)
+
+    def _open(self, fd: int, stream: str) -> None:
+        output = Output(self._loop, lambda text: self._host.said(self, stream, text))
+        self._streams[fd] = output
+        self._loop.watch(fd, lambda: self._drain(fd, 1))
+
+    def write(self, header: Mapping[str, Any], data: bytes = b"") -> None:
+        """Send a frame to the child, as soon as it takes it."""
+        if self.child is None or self.exit is not None:
+            return
+        waits = bool(self._out)
+        self._out += frames.pack(header, data)
+        if not waits:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what the socket takes; the rest when there is room again."""
+        child = self.child
+        if child is None:
+            return
+        try:
+            while self._out:
+                del self._out[: os.write(child.sock, self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the child has closed its end: its exit follows
+            self._out.clear()
+        if bool(self._out) != self._crowded and self._loop.watches(child.sock):
+            self._crowded = bool(self._out)
+            self._loop.watch_room(child.sock, self._flush if self._crowded else None)
+
+    def _readable(self) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Read once from the socket; whether there may be more."""
+        child = self.child
+        if child is None or not self._loop.watches(child.sock):
+            return False
+        try:
+            data = os.read(child.sock, _READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.unwatch(child.sock)
+            return False
+        try:
+            for header, body in self._unpacker.feed(data):
+                self._take(header, body)
+        except InvalidMessage as error:
+            self.fault = str(error)
+            self._loop.unwatch(child.sock)
+            self.kill()
+        return True
+
+    def _take(self, header: dict[str, Any], body: bytes) -> None:
+        if header.get("op") == "result":
+            self.result, self.data = header, body
+        elif self.result is None:
+            self._host.requested(self, header)
+
+    def _drain(self, fd: int, reads: int) -> None:
+        for _ in range(reads):
+            try:
+                data = os.read(fd, _READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.unwatch(fd)
+                return
+            self._streams[fd].feed(data)
+
+    # --- stopping it
+
+    def members(self) -> list[int]:
+        """Every process of the attempt that is alive."""
+        if not self.pid:
+            return []
+        table = processes.processes()
+        found = {one.pid for one in processes.descendants(self.pid, table)}
+        if self.pid in table and table[self.pid].alive:
+            found.add(self.pid)
+        found |= {one.pid for one in table.values() if one.alive and processes.marked(one, self.pid)}
+        return sorted(found)
+
+    def signal(self, number: int) -> int:
+        """Send a signal to all of its processes; how many got it."""
+        return processes.send(self.members(), number)
+
+    def kill(self) -> int:
+        """End all of its processes now; how many there were."""
+        self.killed = True
+        members = self.members()
+        self._known.update(members)
+        return processes.send(members, signal.SIGKILL)
+
+    # --- its end
+
+    def exited(self, exit_: Exit, alone: bool) -> bool:
+        """The spawner reaped a process. Whether the attempt is over. ``alone``: no other attempt runs."""
+        if exit_.pid == self.pid:
+            self.exit = exit_
+            self._last_words()
+        if self.exit is None or self.child is None:
+            return False
+        left = [pid for pid in exit_.orphans if self._is_mine(pid, alone)]
+        if left:
+            self._end_leftovers(left)
+            return False
+        self._finish()
+        return True
+
+    def _is_mine(self, pid: int, alone: bool) -> bool:
+        if pid in self._known or alone:
+            return True
+        one = processes.process(pid)
+        return one is not None and processes.marked(one, self.pid)
+
+    def _end_leftovers(self, left: Iterable[int]) -> None:
+        table = processes.processes()
+        found = set(left)
+        for pid in left:
+            found.update(one.pid for one in processes.descendants(pid, table))
+        self.left_behind += len(found - self._known)
+        self._known |= found
+        processes.send(found, signal.SIGKILL)
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self._loop.after(ENDING, self._give_up)
+
+    def _give_up(self) -> None:
+        """What was killed is still there: it cannot be waited for any longer, and is reported."""
+        self.survivors = [pid for pid in self._known if (one := processes.process(pid)) is not None and one.alive]
+        self._finish()
+        self._host.over(self)
+
+    def _last_words(self) -> None:
+        """Take in what the child wrote before it ended."""
+        if self.child is None:
+            return
+        while self._read():
+            pass
+        for fd in (self.child.out, self.child.err):
+            if self._loop.watches(fd):
+                self._drain(fd, _LAST_READS)
+
+    def _finish(self) -> None:
+        child = self.child
+        if self.timer is not None:
+            self.timer.cancel()
+        if child is None:
+            return
+        for fd in (child.sock, child.out, child.err):
+            self._loop.unwatch(fd)
+        for output in self._streams.values():
+            output.close()
+        child.close()
