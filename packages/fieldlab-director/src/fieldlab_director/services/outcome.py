@@ -56,7 +56,7 @@ def _way(begin: ExperimentState, end: ExperimentState) -> list[ExperimentState]:
     ways: list[list[ExperimentState]] = [[begin]]
     while ways and ways[0][-1] is not end:
         way = ways.pop(0)
-        ways += [[*way, state] for state in ExperimentState if state in TRANSITIONS[way[-1]]]
+        ways += [[*way, state] for state in ExperimentState if state in TRANSITIONS[ExperimentState][way[-1]]]
     return ways[0][1:] if ways else []
 
 

@@ -1,0 +1,221 @@
+"""A director's services behind real HTTP, in a thread; what reaches nodes is played by the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from fieldlab_common.environment import Host
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+from fieldlab_common.node import Node
+from fieldlab_common.protocol import ClaimRequest, DeploymentSpec, Record, SubmitExperiment, Tagged
+from fieldlab_common.wire import dumps, encode, frame
+
+from fieldlab_director.app import open_store
+from fieldlab_director.http import make_http
+from fieldlab_director.services.desk import Desk
+from fieldlab_director.services.identity import add_user, create_token, executor_token
+from fieldlab_director.services.outcome import move
+from fieldlab_director.settings import Limits, Settings
+from fieldlab_director.store import queries, schema
+from fieldlab_director.store.base import Tx
+from fieldlab_director.store.blobs import Blobs
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
+from fieldlab_director.store.states import set_experiment_state
+from fieldlab_director.store.sqlite import SqliteStore
+
+T = TypeVar("T")
+D = DeploymentState
+
+
+@dataclass
+class Fleet:
+    """Infrastructure that has the nodes its options name."""
+
+    surveyed: list[Mapping[str, Any]] = field(default_factory=list)
+
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
+        self.surveyed.append(options)
+        return [Node(name=node, infrastructure=name, os="linux") for node in options["nodes"]]
+
+
+@dataclass
+class Executor:
+    """What an executor says over HTTP."""
+
+    lab: Lab
+    token: str
+    journal: str = "j1"
+    epoch: int = 1
+
+    def __post_init__(self) -> None:
+        self.http = self.lab.client(self.token)
+
+    def claim(self, **changes: Any) -> httpx2.Response:
+        request = ClaimRequest(**{"journal_id": self.journal, "epoch": self.epoch, **changes})
+        return self.http.post("/v1/executor/claim", content=dumps(request))
+
+    def send(self, body: bytes, lane: str = "control") -> httpx2.Response:
+        return self.http.post("/v1/executor/records", params={"lane": lane, "journal": self.journal}, content=body)
+
+    def report(self, *records: tuple[int, str, Mapping[str, Any]], lane: str = "control") -> httpx2.Response:
+        return self.send(
+            b"".join(frame(n, dumps(Record(kind=kind, at=n, body=body))) for n, kind, body in records), lane
+        )
+
+    def poll(self, **query: Any) -> httpx2.Response:
+        return self.http.get("/v1/executor/poll", params={"journal": self.journal, **query})
+
+
+class Lab:
+    """The services on a loopback port, and a way into their store."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.settings = Settings(data=folder, limits=limits)
+        self.fleet = Fleet()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._clients: list[httpx2.Client] = []
+        self.loop: asyncio.AbstractEventLoop
+        self.store: SqliteStore
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.vault, self.store = await open_store(self.settings)
+        self.settings.executable.write_bytes(b"an executor, packed")
+        limits = self.settings.limits
+        blobs = Blobs(self.settings.blobs, most=limits.blob, reserve=limits.free_disk, patience=limits.body_silence)
+        self.desk = Desk(self.settings, self.store, blobs, self.vault, self.fleet, "0")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            config = uvicorn.Config(make_http(self.desk), lifespan="off", log_config=None)
+            self.server = uvicorn.Server(config)
+            self._ready.set()
+            await self.server.serve(sockets=[listener])
+        await self.store.close()
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.loop.call_soon_threadsafe(self.store.notifier.close)
+        self.server.should_exit = True
+        self._thread.join(20)
+
+    def client(self, token: str = "") -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        client = httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        self._clients.append(client)
+        return client
+
+    def write(self, fn: Callable[[Tx], T]) -> T:
+        return asyncio.run_coroutine_threadsafe(self.store.write(fn), self.loop).result(20)
+
+    def user(self, name: str, role: str = "user") -> httpx2.Client:
+        def make(tx: Tx) -> str:
+            add_user(tx, name, role=role)
+            return create_token(tx, name)
+
+        return self.client(self.write(make))
+
+    def row(self, experiment: str, name: str = "a") -> DeploymentRow:
+        rows = self.write(lambda tx: tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=experiment))
+        return next(row for row in rows if row.name == name)
+
+    def move(self, row: DeploymentRow, *states: DeploymentState) -> DeploymentRow:
+        def run(tx: Tx) -> DeploymentRow:
+            moved = row
+            for state in states:
+                moved = move(tx, moved, state)
+            return moved
+
+        return self.write(run)
+
+    def launch(self, experiment: str, name: str = "a", *, epoch: int = 1) -> Executor:
+        """What the reconcile loop does until an executor starts."""
+        row = self.row(experiment, name)
+        if row.state is D.PENDING:
+            self.move(row, D.PREPARING, D.READY, D.LAUNCHING)
+            self.write(lambda tx: _begin(tx, experiment))
+        values = {"epoch": epoch, "journal_id": None}
+        self.write(lambda tx: tx.execute(sa.update(schema.deployments).where(_is(row)).values(values)))
+        return Executor(self, executor_token(self.vault.executor_key, row.id, epoch), epoch=epoch)
+
+
+def _begin(tx: Tx, experiment: str) -> None:
+    row = tx.one(queries.EXPERIMENT, ExperimentRow, id=experiment)
+    if row is not None and row.state is ExperimentState.PREPARING:
+        set_experiment_state(tx, set_experiment_state(tx, row, ExperimentState.READY), ExperimentState.RUNNING)
+
+
+def _is(row: DeploymentRow) -> sa.ColumnElement[bool]:
+    return schema.deployments.c.id == row.id
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab") / "data", Limits(page=100, json_body=1024 * 1024))
+    yield lab
+    lab.close()
+
+
+@dataclass
+class User:
+    """A user who has two nodes, and can submit."""
+
+    lab: Lab
+    http: httpx2.Client
+
+    def put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        answer = self.http.put(f"/v1/blobs/{digest}", params={"offset": 0, "size": len(data)}, content=data)
+        assert answer.status_code == 200, answer.text
+        return digest
+
+    def request(self, name: str = "exp", *, deployments: Sequence[str] = ("a",), **changes: Any) -> SubmitExperiment:
+        graph = self.put(b"graph")
+        environment = Tagged(kind="host", body=encode(Host()))
+        specs = [DeploymentSpec(name=n, node="n1", environment=environment, graph=graph, steps=1) for n in deployments]
+        return SubmitExperiment(**{"name": name, "deployments": tuple(specs), **changes})
+
+    def submit(self, name: str = "exp", *, key: str = "", **changes: Any) -> httpx2.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        return self.http.post("/v1/experiments", content=dumps(self.request(name, **changes)), headers=headers)
+
+    def experiment(self, name: str = "exp", **changes: Any) -> str:
+        answer = self.submit(name, **changes)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+
+def _user(lab: Lab, name: str) -> User:
+    """A user of a name that no other test has: tests share the lab, and users see only their own."""
+    http = lab.user(f"{name}-{next(_count)}", "admin")
+    body = {"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1", "n2"]}}}
+    assert http.post("/v1/infrastructures", json=body).status_code == 201
+    return User(lab, http)
+
+
+_count = itertools.count()
+
+
+@pytest.fixture
+def ada(lab: Lab) -> User:
+    return _user(lab, "ada")
+
+
+@pytest.fixture
+def bob(lab: Lab) -> User:
+    return _user(lab, "bob")

@@ -1,0 +1,332 @@
+"""Claims, reports and polls: what executors say and are told, over HTTP."""
+
+import hashlib
+import threading
+
+import pytest
+from fieldlab_common.lifecycle import DeploymentState as D
+from fieldlab_common.protocol import Record
+from fieldlab_common.wire import dumps, frame
+
+STEP = {"step": "s", "state": "running"}
+ENDED = {"state": "succeeded", "reason": "completed"}
+
+
+def code(answer):
+    return answer.status_code, answer.json()["code"]
+
+
+def records(user, experiment, lane="control", **query):
+    answer = user.http.get(f"/v1/experiments/{experiment}/records", params={"lane": lane, **query})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def deployment(user, experiment, name="a"):
+    info = user.http.get(f"/v1/experiments/{experiment}").json()
+    return next(d for d in info["deployments"] if d["name"] == name)
+
+
+@pytest.fixture
+def run(ada, lab):
+    """An experiment of one deployment, and its executor, which has claimed it."""
+    experiment = ada.experiment()
+    executor = lab.launch(experiment)
+    assert executor.claim().status_code == 200
+    return experiment, executor
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_journal_claims_the_deployment_and_gets_all_it_needs(ada, lab):
+    experiment = ada.experiment(deployments=("a", "b"))
+    claim = lab.launch(experiment).claim().json()
+    assert (claim["experiment"], claim["deployment"]["name"], claim["node"]["name"]) == ("exp", "a", "n1")
+    assert [m["deployment"] for m in claim["members"]] == ["a", "b"]
+    assert (claim["protocol"], claim["control"], claim["bulk"]) == (1, 0, 0)
+    assert deployment(ada, experiment)["state"] == "running"
+
+
+def test_a_second_journal_is_refused_and_the_first_may_ask_again(run):
+    _, executor = run
+    assert code(executor.claim(journal_id="j2")) == (409, "claim_refused")
+    executor.report((1, "step", STEP))
+    assert executor.claim().json()["control"] == 1
+
+
+def test_an_older_launch_is_refused(ada, lab):
+    experiment = ada.experiment()
+    old = lab.launch(experiment, epoch=1)
+    new = lab.launch(experiment, epoch=2)
+    assert code(old.claim()) == (409, "claim_refused")
+    assert code(old.claim(epoch=2)) == (409, "claim_refused")
+    assert new.claim().status_code == 200
+
+
+def test_an_ended_deployment_is_not_given_away(ada, lab):
+    experiment = ada.experiment()
+    executor = lab.launch(experiment)
+    lab.move(lab.row(experiment), D.FAILED)
+    assert code(executor.claim()) == (409, "claim_refused")
+
+
+def test_executor_and_director_must_share_a_version(ada, lab):
+    executor = lab.launch(ada.experiment())
+    assert code(executor.claim(protocols=(99,))) == (426, "protocol_mismatch")
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_acknowledged_and_read_back_as_they_came(ada, run):
+    experiment, executor = run
+    assert executor.report((1, "started", {"pid": 3}), (2, "step", STEP)).json()["acked"] == 2
+    page = records(ada, experiment)
+    assert [(r["number"], r["deployment"], r["record"]["kind"], r["late"]) for r in page["records"]] == [
+        (1, "a", "started", False),
+        (2, "a", "step", False),
+    ]
+    assert page["records"][1]["record"]["body"] == STEP
+    assert records(ada, experiment, after=page["cursor"])["records"] == []
+
+
+def test_what_was_taken_before_is_passed_over(ada, run):
+    experiment, executor = run
+    executor.report((1, "step", STEP), (2, "step", STEP))
+    assert executor.report((1, "step", STEP), (2, "step", STEP), (3, "step", STEP)).json()["acked"] == 3
+    assert [r["number"] for r in records(ada, experiment)["records"]] == [1, 2, 3]
+
+
+def test_what_comes_after_a_gap_is_not_taken(ada, run):
+    experiment, executor = run
+    assert executor.report((1, "step", STEP), (3, "step", STEP)).json()["acked"] == 1
+    assert executor.report((5, "step", STEP)).json()["acked"] == 1
+    assert [r["number"] for r in records(ada, experiment)["records"]] == [1]
+
+
+def test_a_record_that_was_cut_is_left_for_the_next_upload(run):
+    _, executor = run
+    whole = frame(1, dumps(Record(kind="step", at=0, body=STEP)))
+    assert executor.send(whole + whole[:-3]).json()["acked"] == 1
+
+
+def test_lanes_are_numbered_apart(ada, run):
+    experiment, executor = run
+    executor.report((1, "step", STEP))
+    assert executor.report((1, "log", {"step": "s", "text": "hello"}), lane="bulk").json()["acked"] == 1
+    assert [r["record"]["body"]["text"] for r in records(ada, experiment, "bulk")["records"]] == ["hello"]
+
+
+def test_an_unknown_kind_is_kept_as_it_came(ada, run):
+    experiment, executor = run
+    answer = executor.report((1, "telepathy", {"of": ["the", "future"]})).json()
+    assert (answer["acked"], answer["refusals"]) == (1, [])
+    assert records(ada, experiment)["records"][0]["record"]["body"] == {"of": ["the", "future"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("step", {"step": "s"}),
+        ("step", {"step": "s", "state": "napping"}),
+        ("step", {"step": "s", "state": "running", "attempt": 2**70}),
+        ("step", {"step": "s" * 500, "state": "running"}),
+        ("event", {"name": "fieldlab.deployment", "data": {"deployment": "a", "state": "succeeded"}}),
+        ("event", {"name": "x", "data": "y" * 70_000}),
+        ("event", {"name": ""}),
+        ("artifact", {"step": "s", "name": "../up", "size": 1, "sha256": "0" * 64}),
+        ("artifact", {"step": "s", "name": "/etc/passwd", "size": 1, "sha256": "0" * 64}),
+        ("artifact", {"step": "s", "name": "a", "size": -1, "sha256": "0" * 64}),
+        ("artifact", {"step": "s", "name": "a", "size": 1, "sha256": "../../x"}),
+        ("ended", {"state": "lost", "reason": "silent"}),
+        ("log", {"step": "s", "text": "in the wrong lane"}),
+    ],
+)
+def test_a_record_that_cannot_be_taken_is_refused_kept_out_and_holds_up_nothing(ada, run, kind, body):
+    experiment, executor = run
+    answer = executor.report((1, kind, body), (2, "step", STEP)).json()
+    assert answer["acked"] == 2
+    assert [r["number"] for r in answer["refusals"]] == [1]
+    assert [r["number"] for r in records(ada, experiment)["records"]] == [2]
+
+
+@pytest.mark.parametrize("body", [b"not json", b"\xff\xfe", b"[" * 5000, b'{"kind":"x","at":0,"z":"\xff"}'])
+def test_bytes_that_are_no_record_are_refused_like_any_other(ada, run, body):
+    experiment, executor = run
+    answer = executor.send(frame(1, body) + frame(2, dumps(Record(kind="step", at=0, body=STEP)))).json()
+    assert (answer["acked"], [r["number"] for r in answer["refusals"]]) == (2, [1])
+    assert len(records(ada, experiment)["records"]) == 1
+
+
+def test_a_damaged_record_is_refused_and_the_next_is_taken(run):
+    _, executor = run
+    damaged = bytearray(frame(1, dumps(Record(kind="step", at=0, body=STEP))))
+    damaged[-2] ^= 1
+    answer = executor.send(bytes(damaged) + frame(2, dumps(Record(kind="step", at=0, body=STEP)))).json()
+    assert (answer["acked"], [r["number"] for r in answer["refusals"]]) == (2, [1])
+
+
+def test_a_gap_record_stands_for_what_was_dropped(ada, run):
+    experiment, executor = run
+    executor.report((1, "log", {"step": "s", "text": "x"}), lane="bulk")
+    assert executor.report((6, "gap", {"first": 2, "last": 6}), lane="bulk").json()["acked"] == 6
+    assert executor.report((7, "log", {"step": "s", "text": "y"}), lane="bulk").json()["acked"] == 7
+    assert [r["record"]["kind"] for r in records(ada, experiment, "bulk")["records"]] == ["log", "gap", "log"]
+
+
+def test_a_gap_that_does_not_follow_is_not_taken(run):
+    _, executor = run
+    assert executor.report((9, "gap", {"first": 5, "last": 9}), lane="bulk").json()["acked"] == 0
+
+
+def test_a_journal_that_never_claimed_cannot_report(run):
+    _, executor = run
+    executor.journal = "other"
+    assert code(executor.report((1, "step", STEP))) == (409, "claim_refused")
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_ended_ends_the_deployment_and_its_experiment(ada, lab, run):
+    experiment, executor = run
+    executor.report((1, "log", {"step": "s", "text": "x"}), lane="bulk")
+    executor.report((1, "ended", {**ENDED, "message": "all well", "bulk": 1}))
+    info = ada.http.get(f"/v1/experiments/{experiment}").json()
+    assert info["state"] == "succeeded"
+    ended = info["deployments"][0]
+    assert (ended["state"], ended["reason"], ended["message"], ended["drained"]) == (
+        "succeeded",
+        "completed",
+        "all well",
+        True,
+    )
+
+
+def test_logs_that_follow_the_end_are_not_late_and_drain_it(ada, run):
+    experiment, executor = run
+    executor.report((1, "ended", {**ENDED, "bulk": 2}))
+    assert deployment(ada, experiment)["drained"] is False
+    executor.report((1, "log", {"step": "s", "text": "x"}), (2, "log", {"step": "s", "text": "y"}), lane="bulk")
+    assert deployment(ada, experiment)["drained"] is True
+    assert [r["late"] for r in records(ada, experiment, "bulk")["records"]] == [False, False]
+
+
+def test_a_deployment_waits_for_the_bytes_of_its_artifacts(ada, run):
+    experiment, executor = run
+    data = b"trace"
+    digest = hashlib.sha256(data).hexdigest()
+    announced = {"step": "s", "name": "out/t.csv", "size": 5, "sha256": digest}
+    assert executor.report((1, "artifact", announced)).json()["missing"] == [digest]
+    executor.report((2, "ended", ENDED))
+    assert deployment(ada, experiment)["state"] == "running"
+    answer = executor.http.put(f"/v1/blobs/{digest}", params={"offset": 0, "size": 5}, content=data)
+    assert answer.json() == {"digest": digest, "offset": 5, "complete": True}
+    assert deployment(ada, experiment)["state"] == "succeeded"
+    [artifact] = ada.http.get(f"/v1/experiments/{experiment}/artifacts").json()["artifacts"]
+    assert (artifact["deployment"], artifact["name"], artifact["stored"]) == ("a", "out/t.csv", True)
+    assert ada.http.get(f"/v1/blobs/{digest}").content == data
+
+
+def test_an_artifact_that_is_lost_is_not_waited_for(ada, run):
+    experiment, executor = run
+    executor.report((1, "artifact", {"step": "s", "name": "t", "size": 5, "sha256": "1" * 64}))
+    lost = {"step": "s", "name": "t", "reason": "no space left", "sha256": "1" * 64}
+    executor.report((2, "artifact_lost", lost), (3, "ended", ENDED))
+    assert deployment(ada, experiment)["state"] == "succeeded"
+    [artifact] = ada.http.get(f"/v1/experiments/{experiment}/artifacts").json()["artifacts"]
+    assert (artifact["stored"], artifact["lost"]) == (False, "no space left")
+
+
+def test_a_spilled_value_is_waited_for_and_not_listed(ada, run):
+    experiment, executor = run
+    spilled = {"step": "s", "name": "value", "size": 5, "sha256": "2" * 64, "value": True}
+    assert executor.report((1, "artifact", spilled)).json()["missing"] == ["2" * 64]
+    assert ada.http.get(f"/v1/experiments/{experiment}/artifacts").json()["artifacts"] == []
+
+
+def test_what_comes_after_the_end_is_stored_as_late_and_changes_nothing(ada, lab, run):
+    experiment, executor = run
+    lab.move(lab.row(experiment), D.LOST)
+    assert executor.report((1, "event", {"name": "x"}), (2, "step", STEP), (3, "ended", ENDED)).json()["acked"] == 3
+    assert deployment(ada, experiment)["state"] == "lost"
+    assert [r["late"] for r in records(ada, experiment)["records"]] == [True, True, True]
+    events = ada.http.get(f"/v1/experiments/{experiment}/events").json()["events"]
+    assert "x" not in [e["name"] for e in events]
+
+
+def test_an_older_epochs_records_are_late_too(ada, lab, run):
+    experiment, old = run
+    new = lab.launch(experiment, epoch=2)
+    new.journal = "j2"
+    assert new.claim().status_code == 200
+    assert old.report((1, "ended", ENDED)).json()["acked"] == 1
+    assert deployment(ada, experiment)["state"] == "running"
+    assert [r["late"] for r in records(ada, experiment)["records"]] == [True]
+
+
+# --- polls -----------------------------------------------------------------------------------------------------------
+
+
+def test_events_of_executors_are_numbered_without_gaps_and_told_to_all(ada, lab):
+    experiment = ada.experiment(deployments=("a", "b"))
+    first, second = lab.launch(experiment, "a"), lab.launch(experiment, "b")
+    second.journal = "j2"
+    assert [e.claim().status_code for e in (first, second)] == [200, 200]
+    first.report((1, "event", {"name": "up", "data": {"n": 2**70}, "step": "s"}))
+    second.report((1, "event", {"name": "up"}), (2, "event", {"name": "down"}))
+    told = second.poll().json()
+    assert [e["number"] for e in told["events"]] == list(range(1, told["cursor"] + 1))
+    own = [(e["name"], e["sender"], e["key"]) for e in told["events"] if not e["name"].startswith("fieldlab.")]
+    assert own == [("up", "a", "j1:1"), ("up", "b", "j2:1"), ("down", "b", "j2:2")]
+    assert ada.http.get(f"/v1/experiments/{experiment}/events").json()["events"] == told["events"]
+
+
+def test_a_repeated_report_does_not_double_its_event(ada, run):
+    experiment, executor = run
+    for _ in range(2):
+        executor.report((1, "event", {"name": "once"}))
+    events = ada.http.get(f"/v1/experiments/{experiment}/events").json()["events"]
+    assert [e["name"] for e in events].count("once") == 1
+
+
+def test_every_state_of_a_deployment_is_an_event(ada, run):
+    experiment, _ = run
+    events = ada.http.get(f"/v1/experiments/{experiment}/events").json()["events"]
+    assert [e["data"]["state"] for e in events] == ["preparing", "ready", "launching", "running"]
+
+
+def test_a_waiting_poll_is_woken_by_an_event(ada, run):
+    experiment, executor = run
+    cursor = executor.poll().json()["cursor"]
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(executor.poll(after=cursor, wait=30)))
+    waiting.start()
+    ada.http.post(f"/v1/experiments/{experiment}/events", json={"name": "go", "data": 1})
+    waiting.join(20)
+    assert [e["name"] for e in answers[0].json()["events"]] == ["go"]
+
+
+def test_a_waiting_poll_is_woken_by_the_order_to_stop(ada, run):
+    experiment, executor = run
+    cursor = executor.poll().json()["cursor"]
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(executor.poll(after=cursor, wait=30)))
+    waiting.start()
+    ada.http.post(f"/v1/experiments/{experiment}/cancel", json={"reason": "wrong site"})
+    waiting.join(20)
+    assert answers[0].json()["cancel"] == {"reason": "wrong site"}
+
+
+def test_a_poll_is_a_sign_of_life(ada, lab, run):
+    experiment, executor = run
+    lab.move(lab.row(experiment), D.UNREACHABLE)
+    executor.poll()
+    assert deployment(ada, experiment)["state"] == "running"
+
+
+def test_another_journal_is_told_nothing(run):
+    _, executor = run
+    executor.journal = "other"
+    assert code(executor.poll()) == (409, "claim_refused")
