@@ -80,21 +80,19 @@ class NodePool(Sequence[Node]):
         return tuple(node.name for node in self._nodes)
 
     @overload
-    def __getitem__(self, key: int) -> Node: ...
+    def __getitem__(self, index: int | str) -> Node: ...
     @overload
-    def __getitem__(self, key: str) -> Node: ...
-    @overload
-    def __getitem__(self, key: slice) -> NodePool: ...
-    def __getitem__(self, key: int | str | slice) -> Node | NodePool:
-        if isinstance(key, slice):
-            return NodePool(self._nodes[key], chosen=self._chosen)
-        if isinstance(key, int):
-            return self._nodes[key]
+    def __getitem__(self, index: slice) -> NodePool: ...
+    def __getitem__(self, index: int | str | slice) -> Node | NodePool:
+        if isinstance(index, slice):
+            return NodePool(self._nodes[index], chosen=self._chosen)
+        if isinstance(index, int):
+            return self._nodes[index]
         for node in self._nodes:
-            if node.name == key:
+            if node.name == index:
                 return node
         raise UnknownNameError(
-            f"There is no node {clean(key)!r} here.{closest(str(key), self.names)}",
+            f"There is no node {clean(index)!r} here.{closest(str(index), self.names)}",
             advice=f"There are: {listed(self.names)}.",
         )
 
