@@ -5,12 +5,14 @@ once and in order, events in one order for all, a deployment that ends when its 
 there. What reads a run at a director reads this one too (``fieldlab.source.Source``).
 
 Two sides meet here, under one lock: the thread that serves executors (``answer``, ``polls``) and readers. A record is
-kept as the bytes it came in and decoded when someone reads it: a long chain of small steps costs next to nothing.
+kept as the bytes it came in, in a file, and decoded when someone reads it: a long chain of small steps costs next to
+nothing, and a step that writes gigabytes fills no memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +34,7 @@ __all__ = ["Answered", "Hub"]
 
 _D, _E = DeploymentState, ExperimentState
 PAGE = 2000  # records in a page at most
+PAGE_BYTES = 16 * 1024 * 1024
 _PLAIN = (b'{"kind":"step"', b'{"kind":"log"', b'{"kind":"gap"', b'{"kind":"started"', b'{"kind":"cancel"')
 
 
@@ -61,12 +64,35 @@ class _Here:
     ended: float | None = None
 
 
-@dataclass(frozen=True)
-class _Kept:
-    deployment: str
-    number: int
-    body: bytes
-    late: bool
+class _Spool:
+    """The records of one lane, in order: their bytes in a file, their places in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._end = 0
+        self._places: list[tuple[str, int, bool, int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, deployment: str, number: int, late: bool, body: bytes) -> None:
+        """Append one."""
+        os.pwrite(self._file.fileno(), body, self._end)
+        self._places.append((deployment, number, late, self._end, len(body)))
+        self._end += len(body)
+
+    def read(self, after: int) -> list[p.RecordEntry]:
+        """The records after a cursor: a page of them, bounded in number and in bytes."""
+        found: list[p.RecordEntry] = []
+        size = 0
+        for deployment, number, late, start, length in self._places[after : after + PAGE]:
+            record = wire.loads(p.Record, os.pread(self._file.fileno(), length, start))
+            seq = after + len(found) + 1
+            found.append(p.RecordEntry(seq=seq, deployment=deployment, number=number, record=record, late=late))
+            size += length
+            if size > PAGE_BYTES:
+                break
+        return found
 
 
 class Hub:
@@ -85,11 +111,11 @@ class Hub:
         self._state, self._created = _E.PREPARING, clock()
         self._started: float | None = None
         self._ended: float | None = None
-        self._records: dict[str, list[_Kept]] = {"control": [], "bulk": []}
         self._events: list[Event] = []
         self._keys: dict[str, Event] = {}
         self._artifacts: dict[tuple[str, str, str, int, int | None], p.ArtifactInfo] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        self._records = {lane.value: _Spool(folder / f"records.{lane.value}") for lane in Lane}
 
     # --- what the run's owner does ------------------------------------------------------------------------------------
 
@@ -165,17 +191,7 @@ class Hub:
         with self._changed:
             kept = self._records[lane.value]
             self._changed.wait_for(lambda: len(kept) > after or self._state.terminal, timeout=wait or 0)
-            part, state = kept[after : after + PAGE], self._state
-        entries = tuple(
-            p.RecordEntry(
-                seq=after + index + 1,
-                deployment=one.deployment,
-                number=one.number,
-                record=wire.loads(p.Record, one.body),
-                late=one.late,
-            )
-            for index, one in enumerate(part)
-        )
+            entries, state = tuple(kept.read(after)), self._state
         return p.RecordPage(records=entries, cursor=after + len(entries), state=state)
 
     def events(self, after: int, wait: float) -> p.EventPage:
@@ -276,7 +292,7 @@ class Hub:
             if number <= here.acked[lane]:
                 continue  # sent again because an answer was lost
             here.acked[lane] = number
-            self._records[lane].append(_Kept(here.spec.name, number, record, late))
+            self._records[lane].add(here.spec.name, number, late, record)
             if not record.startswith(_PLAIN):
                 self._take(here, number, wire.loads(p.Record, record))
         self._finish(here)

@@ -47,6 +47,7 @@ from fieldlab.hub import Hub
 from fieldlab.results import DeploymentResults
 from fieldlab.runs import Run
 from fieldlab.ship import PYTHON, Shipment, pack, require_sound, step_names
+from fieldlab.watch import watch as watch_run
 
 __all__ = ["LocalSource", "run"]
 
@@ -139,7 +140,7 @@ def _finish(handle: Run, timeout: float | None, watch: bool) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         if watch:
-            handle.watch()
+            watch_run(handle, handle.log_feed(), detach=False, until=deadline)
         handle.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except BaseException:  # Ctrl-C and a timeout alike: nothing may be left behind, then the caller is told
         handle.cancel("interrupted")

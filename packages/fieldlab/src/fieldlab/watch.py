@@ -41,16 +41,20 @@ class View(Protocol):
         """Show a last remark, if there is one, and leave the terminal as it was."""
 
 
-def watch(run: Run, feed: Feed | None, *, file: TextIO | None = None) -> ExperimentState:
-    """Show the run until it ends or Ctrl-C; returns the state then reached."""
+def watch(
+    run: Run, feed: Feed | None, *, file: TextIO | None = None, detach: bool = True, until: float | None = None
+) -> ExperimentState:
+    """Show the run until it ends, or Ctrl-C if ``detach``, or the monotonic time ``until``; the state then reached."""
     view, note = _view(file if file is not None else sys.stdout), ""
     state, wait = ExperimentState.PREPARING, 0.0
     try:
-        while not state.terminal:
+        while not state.terminal and (until is None or time.monotonic() < until):
             results = run.refresh(wait)
             state, wait = results.info.state, LOOK
             view.show(results, feed() if feed is not None else [])
     except KeyboardInterrupt:
+        if not detach:
+            raise
         note = f"No longer watching; {run.name!r} is {state.value} and goes on: run.watch(), run.cancel()."
     finally:
         view.close(note)
