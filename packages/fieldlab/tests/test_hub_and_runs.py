@@ -209,7 +209,8 @@ def test_an_executor_that_dies_fails_its_deployment_and_keeps_what_it_said(two: 
 def test_a_cancel_is_told_to_executors_and_ends_as_cancelled(one: Stage) -> None:
     one.run.cancel(reason="wrong site")
     assert one.hub.news("a", 10_000)
-    assert one.actors[0].ask("poll", after=0)[1]["cancel"] == {"reason": "wrong site"}
+    assert one.actors[0].ask("poll", after=0, journal="j")[1]["cancel"] == {"reason": "wrong site"}
+    assert not one.hub.news("a", 10_000)
     assert one.run.state is E.CANCELLING
     one.actors[0].end(D.CANCELLED, Reason.CANCELLED)
     assert one.run.wait(timeout=5) is E.CANCELLED
@@ -217,8 +218,8 @@ def test_a_cancel_is_told_to_executors_and_ends_as_cancelled(one: Stage) -> None
 
 def test_cancelling_one_deployment_leaves_the_others(two: Stage) -> None:
     two.run.cancel(deployments=["a"])
-    assert "cancel" in two.actors[0].ask("poll", after=0)[1]
-    assert "cancel" not in two.actors[1].ask("poll", after=0)[1]
+    assert "cancel" in two.actors[0].ask("poll", after=0, journal="j-a")[1]
+    assert "cancel" not in two.actors[1].ask("poll", after=0, journal="j-b")[1]
     with pytest.raises(NotFound, match="zzz"):
         two.run.cancel(deployments=["zzz"])
 
@@ -234,7 +235,7 @@ def test_waiting_too_long_says_how_it_stands(one: Stage) -> None:
 def test_events_have_one_order_and_one_copy(two: Stage) -> None:
     two.actors[0].report(p.EventRecord(name="hello", data=1, step="work"), journal="j-a")
     sent = two.run.events.send("go", {"rate": 10})
-    seen = two.actors[1].ask("poll", after=0)[1]["events"]
+    seen = two.actors[1].ask("poll", after=0, journal="j-b")[1]["events"]
     assert [e["name"] for e in seen if not e["name"].startswith("fieldlab.")] == ["hello", "go"]
     assert [e["number"] for e in seen] == list(range(1, len(seen) + 1))
     assert sent.number == len(seen)

@@ -60,6 +60,7 @@ class _Here:
     announced: dict[str, int] = field(default_factory=dict)  # digest -> size of what has not come yet
     ended_as: p.Ended | None = None
     cancel: p.CancelDeployment | None = None
+    told: bool = False  # whether the executor has had the order to stop
     started: float | None = None
     ended: float | None = None
 
@@ -258,7 +259,8 @@ class Hub:
     def news(self, name: str, after: int) -> bool:
         """Whether a poll of that deployment has something to say now."""
         with self._changed:
-            return len(self._events) > after or self._here[name].cancel is not None
+            here = self._here[name]
+            return len(self._events) > after or (here.cancel is not None and not here.told)
 
     def _on_claim(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Claim:
         asked = wire.loads(p.ClaimRequest, body)
@@ -282,8 +284,7 @@ class Hub:
         )
 
     def _on_report(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Ack:
-        if query.get("journal") != here.journal:
-            raise e.ClaimRefused(f"Deployment {here.spec.name!r} is claimed by another journal.")
+        self._hold_journal(here, query)
         lane = str(query.get("lane"))
         if lane not in self._records:
             raise e.InvalidRequest(f"{lane!r} is no lane.")
@@ -299,8 +300,14 @@ class Hub:
         self._changed.notify_all()
         return p.Ack(acked=here.acked[lane], missing=tuple(here.announced))
 
+    def _hold_journal(self, here: _Here, query: Mapping[str, Any]) -> None:
+        if query.get("journal") != here.journal:
+            raise e.ClaimRefused(f"Deployment {here.spec.name!r} is claimed by another journal.")
+
     def _on_poll(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Poll:
+        self._hold_journal(here, query)
         after = int(query.get("after", 0))
+        here.told = here.cancel is not None
         events = tuple(self._events[after : after + PAGE])
         return p.Poll(events=events, cursor=after + len(events), cancel=here.cancel, server_time=self._clock())
 
