@@ -21,7 +21,6 @@ from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 from fieldlab_common.node import Node
 from fieldlab_common.protocol import ClaimRequest, DeploymentSpec, Record, SubmitExperiment, Tagged
 from fieldlab_common.wire import dumps, encode, frame
-
 from fieldlab_director.app import open_store
 from fieldlab_director.http import make_http
 from fieldlab_director.services.desk import Desk
@@ -32,8 +31,8 @@ from fieldlab_director.store import queries, schema
 from fieldlab_director.store.base import Tx
 from fieldlab_director.store.blobs import Blobs
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.states import set_experiment_state
 from fieldlab_director.store.sqlite import SqliteStore
+from fieldlab_director.store.states import set_experiment_state
 
 T = TypeVar("T")
 D = DeploymentState

@@ -1,0 +1,156 @@
+"""Who may ask what: every endpoint of the table, with every kind of token."""
+
+import re
+
+import pytest
+from fieldlab_common.errors import BY_CODE
+from fieldlab_common.protocol import ENDPOINTS, Caller
+from fieldlab_director.services.desk import Desk
+from fieldlab_director.services.identity import add_user, check_password, create_token, executor_token, hash_password
+
+GUARDED = [row for row in ENDPOINTS.values() if Caller.ANYONE not in row.callers]
+OF_AN_EXPERIMENT = [row for row in ENDPOINTS.values() if "{experiment}" in row.path]
+QUERY = {"lane": "control", "journal": "j", "offset": 0, "size": 0}
+
+
+def ask(client, row, **path):
+    filled = re.sub(r"{(\w+)}", lambda m: path.get(m[1], "0" * 64), row.path)
+    content = None if row.request is None else b"" if row.request is bytes else b"{}"
+    query = {name: QUERY[name] for name in row.query if name in QUERY}
+    return client.request(row.method, filled, params=query, content=content)
+
+
+def test_the_desk_serves_every_endpoint_of_the_table():
+    assert all(callable(getattr(Desk, name, None)) for name in ENDPOINTS)
+
+
+@pytest.mark.parametrize("row", GUARDED, ids=lambda row: row.name)
+def test_a_wrong_token_is_refused_everywhere_with_the_same_words(lab, row):
+    client = lab.client()
+    assert ask(client, row).json()["code"] == "unauthenticated"
+    for token in ("flu_x", f"flu_{'0' * 20}_{'A' * 43}", f"fle_{'0' * 20}.1.{'0' * 64}", "é", "a b"):
+        client.headers["Authorization"] = f"Bearer {token}"
+        answer = ask(client, row)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["detail"] == "The token is not valid."
+
+
+@pytest.mark.parametrize("row", [r for r in GUARDED if Caller.EXECUTOR not in r.callers], ids=lambda row: row.name)
+def test_an_executor_may_not_ask_what_is_for_users(lab, ada, row):
+    executor = lab.launch(ada.experiment())
+    answer = ask(executor.http, row)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("row", [r for r in GUARDED if Caller.USER not in r.callers], ids=lambda row: row.name)
+def test_a_user_may_not_ask_what_is_for_executors(ada, row):
+    assert ask(ada.http, row).status_code == 403
+
+
+@pytest.mark.parametrize("row", OF_AN_EXPERIMENT, ids=lambda row: row.name)
+def test_what_is_anothers_looks_like_what_does_not_exist(ada, bob, row):
+    content = b'{"name": "x"}' if row.name == "send_event" else None
+    query = {name: QUERY[name] for name in row.query if name in QUERY}
+
+    def answer(experiment):
+        path = row.path.replace("{experiment}", experiment)
+        told = bob.http.request(row.method, path, params=query, content=content or (b"{}" if row.request else None))
+        body = told.json()
+        del body["request_id"]
+        return told.status_code, body
+
+    theirs = answer(ada.experiment())
+    assert theirs[0] == 404
+    assert theirs == answer("00000000000000000000")
+
+
+def test_a_blob_of_another_does_not_exist_and_can_be_sent_again(ada, bob):
+    digest = ada.put(b"secret weights")
+    assert bob.http.get(f"/v1/blobs/{digest}").status_code == 404
+    assert bob.http.get(f"/v1/blobs/{digest}/status").json() == {"digest": digest, "offset": 0, "complete": False}
+    assert bob.http.post("/v1/blobs/missing", json={"digests": [digest]}).json() == {"digests": [digest]}
+    bob.put(b"secret weights")
+    assert bob.http.get(f"/v1/blobs/{digest}").content == b"secret weights"
+
+
+def test_nodes_and_infrastructures_of_another_are_not_listed(ada, bob, lab):
+    carol = lab.user("carol")
+    assert carol.get("/v1/nodes").json() == {"nodes": []}
+    assert carol.get("/v1/infrastructures").json() == {"infrastructures": []}
+    assert [n["name"] for n in bob.http.get("/v1/nodes").json()["nodes"]] == ["n1", "n2"]
+
+
+def test_an_executor_reads_only_what_its_deployment_was_submitted_with(lab, ada):
+    other = ada.put(b"not for this deployment")
+    graph = ada.put(b"graph")
+    executor = lab.launch(ada.experiment())
+    assert executor.http.get(f"/v1/blobs/{graph}").content == b"graph"
+    assert executor.http.get(f"/v1/blobs/{other}").status_code == 404
+
+
+def test_an_executor_sends_only_what_it_announced(lab, ada):
+    executor = lab.launch(ada.experiment())
+    answer = executor.http.put(f"/v1/blobs/{'1' * 64}", params={"offset": 0, "size": 1}, content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_the_token_of_one_deployment_reports_for_no_other(lab, ada):
+    experiment = ada.experiment(deployments=("a", "b"))
+    first, second = lab.launch(experiment, "a"), lab.launch(experiment, "b")
+    first.claim()
+    second.journal = first.journal
+    assert second.report((1, "step", {"step": "s", "state": "running"})).status_code == 409
+
+
+def test_a_token_for_another_epoch_or_deployment_cannot_be_made_without_the_key(lab, ada):
+    executor = lab.launch(ada.experiment())
+    head, epoch, signature = executor.token.split(".")
+    forged = lab.client(f"{head}.{int(epoch) + 1}.{signature}")
+    assert forged.post("/v1/executor/claim", json={"journal_id": "j", "epoch": 2}).status_code == 401
+    assert executor_token(b"another key", "x", 1) != executor_token(b"a key", "x", 1)
+
+
+def test_the_machine_of_the_director_is_for_admins(lab):
+    body = {"name": "mine", "spec": {"kind": "local", "body": {"nodes": ["n1"]}}}
+    answer = lab.user("dave").post("/v1/infrastructures", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+def test_an_expired_token_is_not_valid(lab):
+    def make(tx):
+        add_user(tx, "erin")
+        return create_token(tx, "erin", expires=tx.now - 1), create_token(tx, "erin", expires=tx.now + 60)
+
+    expired, fresh = lab.write(make)
+    assert lab.client(expired).get("/v1/me").status_code == 401
+    me = lab.client(fresh).get("/v1/me").json()
+    assert (me["user"], me["role"]) == ("erin", "user")
+    assert me["expires"] > 0
+
+
+def test_tokens_are_stored_hashed_and_options_sealed(lab, ada):
+    token = ada.http.headers["authorization"].removeprefix("Bearer ")
+    ada.http.post(
+        "/v1/infrastructures", json={"name": "x", "spec": {"kind": "y", "body": {"nodes": [], "k": "hunter2"}}}
+    )
+    for file in lab.settings.data.glob("director.db*"):
+        assert token.encode() not in file.read_bytes()
+        assert b"hunter2" not in file.read_bytes()
+
+
+def test_a_password_is_known_again_and_no_other():
+    hashed = hash_password("correct horse")
+    assert hashed.startswith("$argon2id$")
+    assert check_password(hashed, "correct horse")
+    assert not check_password(hashed, "correct house")
+    assert not check_password("rubbish", "correct horse")
+
+
+def test_the_secret_and_the_folder_are_the_directors_alone(lab):
+    assert lab.settings.key_file.stat().st_mode & 0o777 == 0o600
+    assert lab.settings.data.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_documented_error_has_a_code_that_clients_know():
+    assert all(error.code in BY_CODE for row in ENDPOINTS.values() for error in row.errors)
