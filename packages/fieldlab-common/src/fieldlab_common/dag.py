@@ -13,7 +13,7 @@ import contextvars
 import graphlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fieldlab_common.deployment import Background
 from fieldlab_common.environment import parse_duration
@@ -219,7 +219,7 @@ def repeat(
     duration: float | str | None = None,
     times: int | None = None,
     until: Callable[[R], bool] | None = None,
-    on_failure: str = "fail",
+    on_failure: Literal["fail", "continue"] = "fail",
 ) -> Step[list[R]]:
     """Run a step again and again; its value is the list of what each iteration gave.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fieldlab_common.dag import DAG, Choice
 from fieldlab_common.environment import Environment, Resources, parse_duration
@@ -14,6 +15,7 @@ from fieldlab_common.step import check_name
 
 __all__ = ["REPORTING", "Assignment", "Experiment"]
 
+Reporting = Literal["live", "quiet", "silent"]
 REPORTING = ("live", "quiet", "silent")
 
 
@@ -41,7 +43,7 @@ class Experiment:
         self,
         name: str,
         *,
-        reporting: str = "live",
+        reporting: Reporting = "live",
         lost_after: float | str = "6h",
         min_nodes: int | None = None,
         start_at: dt.datetime | None = None,
@@ -53,7 +55,7 @@ class Experiment:
         if min_nodes is not None and min_nodes < 1:
             raise DefinitionError(f"min_nodes={min_nodes}: it is at least 1.")
         self.name = check_name(name, "an experiment")
-        self.reporting = reporting
+        self.reporting: Reporting = reporting
         self.lost_after = parse_duration(lost_after)
         self.min_nodes = min_nodes
         self.start_at = start_at

@@ -12,7 +12,7 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from fieldlab_common.errors import DefinitionError, StepMisuseError
 from fieldlab_common.node import Node, facts_of
@@ -58,7 +58,7 @@ class Selector(ABC):
     def __invert__(self) -> Selector:
         return Not(self)
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> NoReturn:
         raise StepMisuseError(
             f"The selector {self} has no truth value: it is asked of a node later.",
             advice="Combine selectors with & | ~, each comparison in parentheses; and, or, not do not work.",
@@ -267,7 +267,7 @@ class Field:
         """The node has it."""
         return Clause(self._name, "exists")
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> NoReturn:
         raise StepMisuseError(
             f"{self!r} has no value yet: it is a node's property.", advice="Compare it, or use .exists()."
         )

@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol
 
 from fieldlab_common.deployment import Background, On
 from fieldlab_common.errors import DefinitionError, InvalidNameError, StepMisuseError
@@ -120,17 +120,28 @@ class _Stands:
     def _misuse(self, what: str, advice: str) -> StepMisuseError:
         return StepMisuseError(f"{self!r} cannot be {what}: its value exists only when it runs.", advice=advice)
 
-    def __iter__(self) -> Iterator[Any]:
-        raise self._misuse("iterated", "Use fl.map(task, step) for each of its items, or step[0] for one of them.")
+    if TYPE_CHECKING:  # so that type checkers refuse these before anything runs
+        __iter__: None
+        __contains__: None
+        __len__: None
+    else:
 
-    def __contains__(self, item: object) -> bool:
-        raise self._misuse("searched with `in`", "Do it in a task that takes it as an argument.")
+        def __iter__(self) -> Iterator[Any]:
+            raise self._misuse("iterated", "Use fl.map(task, step) for each of its items, or step[0] for one of them.")
 
-    def __bool__(self) -> bool:
+        def __contains__(self, item: object) -> bool:
+            raise self._misuse("searched with `in`", "Do it in a task that takes it as an argument.")
+
+        def __len__(self) -> int:
+            raise self._misuse("measured with len()", "Do it in a task that takes it as an argument.")
+
+        def __lt__(self, other: object) -> bool:
+            return self.__eq__(other)
+
+        __le__ = __gt__ = __ge__ = __lt__
+
+    def __bool__(self) -> NoReturn:
         raise self._misuse("tested", "Use .when(step, lambda value: ...) to run a step on a condition.")
-
-    def __len__(self) -> int:
-        raise self._misuse("measured with len()", "Do it in a task that takes it as an argument.")
 
     def __format__(self, spec: str) -> str:
         raise self._misuse("formatted", "Format it in a task that takes it as an argument.")
@@ -140,11 +151,6 @@ class _Stands:
 
     def __ne__(self, other: object) -> bool:
         return self.__eq__(other)
-
-    def __lt__(self, other: Any) -> bool:
-        return self.__eq__(other)
-
-    __le__ = __gt__ = __ge__ = __lt__
 
     def __hash__(self) -> int:
         return id(self)
@@ -241,7 +247,12 @@ class Step(_Stands, Generic[R]):
         """Its DAG gives it the name that it did not get from its user."""
         self._name = name
 
-    def after(self, *steps: Steps, on: str = "success", need: str | None = None) -> Step[R]:
+    def after(
+        self,
+        *steps: Steps,
+        on: Literal["success", "failure", "always"] = "success",
+        need: Literal["all", "any"] | None = None,
+    ) -> Step[R]:
         """Start it when ``steps`` have ended: ``on`` ``"success"``, ``"failure"`` or ``"always"``.
 
         With several edges, ``need="all"`` (the default) waits for all of them, ``"any"`` for the first.

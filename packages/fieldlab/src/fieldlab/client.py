@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Literal
 
 from fieldlab_common import protocol as p
 from fieldlab_common.errors import ConfigurationError, DefinitionError
@@ -21,6 +22,7 @@ from fieldlab.transport import Session, Settings, Transport, require_protocol
 
 __all__ = ["Client", "Experiments"]
 
+IfExists = Literal["error", "attach", "new"]
 IF_EXISTS = ("error", "attach", "new")
 
 
@@ -108,7 +110,7 @@ class Client:
 
     # --- runs ---
 
-    def prepare(self, experiment: Experiment, *, if_exists: str = "error") -> Run:
+    def prepare(self, experiment: Experiment, *, if_exists: IfExists = "error") -> Run:
         """Send ``experiment`` and have its nodes made ready; ``run.start()`` then starts it everywhere at once.
 
         ``if_exists``, for when there is one of that name: ``"error"``; ``"attach"``, the run of that name is returned
@@ -120,14 +122,14 @@ class Client:
         """
         return self._submit(experiment, if_exists, start=False)
 
-    def submit(self, experiment: Experiment, *, if_exists: str = "error") -> Run:
+    def submit(self, experiment: Experiment, *, if_exists: IfExists = "error") -> Run:
         """Send ``experiment`` and start it as soon as its nodes are ready: ``prepare`` and ``start`` in one.
 
         Asked twice, for want of an answer, it makes one run: the request carries a key of its own.
         """
         return self._submit(experiment, if_exists, start=True)
 
-    def _submit(self, experiment: Experiment, if_exists: str, *, start: bool) -> Run:
+    def _submit(self, experiment: Experiment, if_exists: IfExists, *, start: bool) -> Run:
         if if_exists not in IF_EXISTS:
             raise DefinitionError(f"if_exists={if_exists!r}: it is one of {', '.join(IF_EXISTS)}.")
         shipment = require_sound(pack(experiment))
