@@ -1,0 +1,558 @@
+"""How bytes get to the director and back: over HTTP, or over the inherited socket of a local run.
+
+A ``Transport`` asks one row of ``protocol.ENDPOINTS`` and gives back status and body, or raises one of four errors:
+``DirectorUnreachable``, ``DirectorTimeout``, ``BadAnswer``, and ``PipeClosed`` when nobody will ever answer again.
+``interpret`` makes a value or a typed error of an answer, whoever gave it: the director, a proxy, a captive portal.
+
+Both transports may be used by several threads at once. HTTP keeps a connection for each request that is under way and
+uses it again; over the socket, requests carry an id and answers come in any order. Large bodies go from and to disk in
+chunks. Every wait has a deadline: ``timeout`` seconds for the answer to begin and for each silence after that.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from fieldlab_common import errors as e
+from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, Problem
+from fieldlab_common.wire import loads
+
+from fieldlab_executor.frames import Unpacker, pack
+
+__all__ = [
+    "Answer",
+    "FileBody",
+    "FileFault",
+    "HttpTransport",
+    "PipeClosed",
+    "PipeTransport",
+    "Sink",
+    "Transport",
+    "interpret",
+    "pipe_of",
+    "proxy_for",
+]
+
+MAX_ANSWER = 64 * 1024 * 1024  # bytes of an answer that is kept in memory
+HTTP_CHUNK = 64 * 1024 * 1024  # bytes of one upload request: a cut costs no more than what was not stored yet
+PIPE_CHUNK = 1024 * 1024
+_BLOCK = 256 * 1024
+_IDLE = 8  # connections that are kept for the next request
+
+Sink = Callable[[int, bytes], object]  # takes a block of a body, and its offset in the whole
+
+
+class PipeClosed(e.DirectorError):
+    """The process that started this run is gone, and nobody else will ask for its results."""
+
+    code: ClassVar[str] = "pipe_closed"
+
+
+class FileFault(e.FieldlabError):
+    """A file that was to be sent cannot be read, or is no longer as long as it was announced."""
+
+    code: ClassVar[str] = "file_fault"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBody:
+    """Bytes ``offset`` to ``offset + size`` of a file, read as they are sent."""
+
+    path: str
+    offset: int
+    size: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes, block by block.
+
+        Raises:
+            FileFault: they are not there.
+        """
+        left = self.size
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                while left:
+                    block = file.read(min(_BLOCK, left))
+                    if not block:
+                        raise FileFault(f"{self.path} became shorter while it was sent.")
+                    left -= len(block)
+                    yield block
+        except OSError as error:
+            raise FileFault(f"{self.path} cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back. Header names are lower-case. ``sent`` and ``received``: bytes on the line, headers included."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    sent: int = 0
+    received: int = 0
+
+
+class Transport(Protocol):
+    """Asks the director. ``chunk``: the most bytes that one upload should have."""
+
+    chunk: int
+
+    def request(
+        self,
+        endpoint: str,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, str | int | float] | None = None,
+        body: bytes | FileBody | None = None,
+        timeout: float,
+        start: int = 0,
+        sink: Sink | None = None,
+    ) -> Answer:
+        """Ask. With ``sink`` the body of a success goes there in blocks, from byte ``start`` on if the director can.
+
+        Raises:
+            DirectorUnreachable, DirectorTimeout, BadAnswer, PipeClosed, and FileFault of a ``FileBody``.
+        """
+        ...
+
+    def close(self) -> None:
+        """End every connection; what waits for an answer gets DirectorUnreachable at once."""
+        ...
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def interpret(endpoint: str, answer: Answer) -> Any:
+    """The value in an answer (bytes as they are), as ``ENDPOINTS`` documents it.
+
+    Raises:
+        DirectorError: the subclass that the problem document names, or one that describes the damage.
+    """
+    row = ENDPOINTS[endpoint]
+    if 200 <= answer.status < 300:
+        if row.response is bytes:
+            return answer.body
+        try:
+            return loads(row.response, answer.body)
+        except e.InvalidMessage as error:
+            raise e.BadAnswer(
+                f"The answer to {endpoint!r} is not of the documented form: {error.message}",
+                advice="Something other than a director may stand at its address.",
+            ) from error
+    raise _problem(answer) or _foreign(endpoint, answer)
+
+
+def _problem(answer: Answer) -> e.DirectorError | None:
+    if answer.headers.get("content-type", "").partition(";")[0].strip().lower() != PROBLEM:
+        return None
+    try:
+        problem = loads(Problem, answer.body)
+    except e.InvalidMessage:
+        return None
+    found = e.BY_CODE.get(problem.code, e.DirectorError)
+    cls = found if issubclass(found, e.DirectorError) else e.DirectorError
+    error = cls(problem.detail or problem.title, advice=problem.advice, details=problem.details)
+    error.request_id, error.http_status = problem.request_id, answer.status
+    return error
+
+
+def _foreign(endpoint: str, answer: Answer) -> e.DirectorError:
+    excerpt = " ".join(answer.body[:200].decode("utf-8", "replace").split())
+    text = f"The answer to {endpoint!r} has status {answer.status} and no problem document: {excerpt!r}."
+    cls: type[e.DirectorError] = e.BadAnswer
+    if answer.status in (502, 503, 504):
+        cls = e.Unavailable
+    elif answer.status == 429:
+        cls = e.RateLimited
+    elif answer.status == 413:
+        cls = e.TooLarge
+    error = cls(text, advice="A proxy may stand between this node and its director.")
+    error.http_status = answer.status
+    if (after := answer.headers.get("retry-after", "")).isdigit():
+        error.details["retry_after"] = int(after)
+    return error
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
+    """The proxy that the environment names for ``url`` (``http_proxy``, ``https_proxy``, ``no_proxy``), if any.
+
+    This machine itself is never asked through a proxy.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if host in ("localhost", "::1") or host.startswith("127."):
+        return None
+    # Only lower case for http: HTTP_PROXY can be set by a remote client of a CGI program (CVE-2016-5385).
+    names = ["https_proxy", "HTTPS_PROXY"] if parts.scheme == "https" else ["http_proxy"]
+    proxy = next((environ[name] for name in [*names, "all_proxy", "ALL_PROXY"] if environ.get(name)), None)
+    without = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    for entry in (one.strip().lower().lstrip(".") for one in without.split(",")):
+        name, _, port = entry.partition(":") if entry.count(":") == 1 else (entry, "", "")
+        if name == "*" or (name and (host == name or host.endswith("." + name)) and port in ("", str(parts.port))):
+            return None
+    return proxy
+
+
+class HttpTransport:
+    """HTTP/1.1 to the director at ``url``, as the bearer of ``token``.
+
+    ``ca``: a file of certificates to trust instead of the system's. ``proxy``: ``http://[user:password@]host:port``.
+    """
+
+    def __init__(self, url: str, token: str, *, ca: str | None = None, proxy: str | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise e.ConfigurationError(f"The director's address {url!r} is not an http(s) URL.")
+        self.chunk = HTTP_CHUNK
+        self._secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port or (443 if self._secure else 80)
+        self._prefix = parts.path.rstrip("/")
+        self._where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self._headers = {"Authorization": f"Bearer {token}", "Fieldlab-Protocol": str(PROTOCOL)}
+        self._proxy = urlsplit(proxy if "://" in proxy else "http://" + proxy) if proxy else None
+        self._context = _tls(ca) if self._secure else None
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = False
+
+    def request(
+        self,
+        endpoint: str,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, str | int | float] | None = None,
+        body: bytes | FileBody | None = None,
+        timeout: float,
+        start: int = 0,
+        sink: Sink | None = None,
+    ) -> Answer:
+        """Ask over a connection that is free, or a new one."""
+        row = ENDPOINTS[endpoint]
+        target = self._prefix + row.path.format(**{k: quote(v, safe="") for k, v in (path or {}).items()})
+        if query:
+            target += "?" + urlencode(query)
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/octet-stream" if row.request is bytes else "application/json"
+            headers["Content-Length"] = str(body.size if isinstance(body, FileBody) else len(body))
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        return self._exchange(row.method, target, headers, body, timeout, start, sink)
+
+    def close(self) -> None:
+        """End every connection."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            busy = [connection.sock for connection in self._busy]
+        for connection in idle:
+            connection.close()
+        for sock in busy:
+            if sock is not None:
+                _shut(sock)
+
+    def _exchange(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | FileBody | None,
+        timeout: float,
+        start: int,
+        sink: Sink | None,
+    ) -> Answer:
+        response: http.client.HTTPResponse | None = None
+        while response is None:
+            connection, used = self._connection(timeout)
+            keep = False
+            try:
+                with _Converted(self._where, timeout):
+                    response = self._send(connection, method, target, headers, body)
+                    answer = _receive(response, sink, start, timeout)
+                    keep = not response.will_close
+            except e.DirectorUnreachable:
+                # A connection that was closed while it was idle says nothing about the director now.
+                if response is not None or not used or self._closed:
+                    raise
+            finally:
+                self._give_back(connection, keep=keep)
+        sent = len(method) + len(target) + 12 + sum(len(k) + len(v) + 4 for k, v in headers.items())
+        return replace(answer, sent=sent + int(headers.get("Content-Length", 0)))
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | FileBody | None,
+    ) -> http.client.HTTPResponse:
+        if self._proxy is not None and not self._secure:
+            target = self._where + target
+            headers = {**headers, **_proxy_headers(self._proxy)}
+        data = body.blocks() if isinstance(body, FileBody) else body
+        try:
+            connection.request(method, target, body=data, headers=dict(headers))
+        except (BrokenPipeError, ConnectionResetError):
+            if connection.sock is None or body is None:
+                raise
+            # The body was not wanted to its end; the answer that says why may be there.
+        return connection.getresponse()
+
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
+        with self._lock:
+            if self._closed:
+                raise e.DirectorUnreachable("The link is closed.")
+            connection = self._idle.pop() if self._idle else None
+            used = connection is not None
+            if connection is None:
+                connection = self._make(timeout)
+            connection.timeout = timeout
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+            self._busy.add(connection)
+            return connection, used
+
+    def _make(self, timeout: float) -> http.client.HTTPConnection:
+        host, port = self._host, self._port
+        if self._proxy is not None:
+            host, port = self._proxy.hostname or "", self._proxy.port or 8080
+        if not self._secure:
+            return http.client.HTTPConnection(host, port, timeout=timeout, blocksize=_BLOCK)
+        made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context, blocksize=_BLOCK)
+        if self._proxy is not None:
+            made.set_tunnel(self._host, self._port, headers=_proxy_headers(self._proxy))
+        return made
+
+    def _give_back(self, connection: http.client.HTTPConnection, *, keep: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if keep and not self._closed and len(self._idle) < _IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+class _Converted:
+    """Turns what the standard library raises into the errors of a transport, keeping the cause."""
+
+    def __init__(self, where: str, timeout: float) -> None:
+        self._where, self._timeout = where, timeout
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TimeoutError) and not isinstance(error, e.FieldlabError):
+            raise e.DirectorTimeout(f"{self._where} did not answer within {self._timeout:g} s.") from error
+        if isinstance(error, OSError | http.client.RemoteDisconnected) and not isinstance(error, e.FieldlabError):
+            raise e.DirectorUnreachable(
+                f"{self._where} does not answer: {str(error) or type(error).__name__}."
+            ) from error
+        if isinstance(error, http.client.HTTPException):
+            name = type(error).__name__
+            raise e.BadAnswer(f"What {self._where} answered is not whole HTTP: {name} {error}.") from error
+
+
+def _receive(response: http.client.HTTPResponse, sink: Sink | None, start: int, timeout: float) -> Answer:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    received = 15 + sum(len(k) + len(v) + 4 for k, v in headers.items())
+    kept: list[bytes] = []
+    wanted = sink is not None and response.status in (200, 206)
+    offset = start if response.status == 206 else 0
+    deadline = time.monotonic() + timeout
+    size = 0
+    while block := response.read1(_BLOCK):
+        size += len(block)
+        if wanted and sink is not None:
+            sink(offset + size - len(block), block)
+            continue
+        kept.append(block)
+        if size > MAX_ANSWER:
+            raise e.BadAnswer(f"An answer is longer than {MAX_ANSWER} bytes.")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if response.length:  # read1 does not say that a body was cut
+        raise http.client.IncompleteRead(b"", response.length)
+    return Answer(status=response.status, headers=headers, body=b"".join(kept), received=received + size)
+
+
+def _tls(ca: str | None) -> Any:
+    import ssl  # only where it is used: it is a third of the executor's memory
+
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise e.ConfigurationError(f"The certificates in {ca!r} cannot be used: {error}.") from error
+
+
+def _proxy_headers(proxy: Any) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    import base64
+
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it was not connected any more
+        return
+
+
+# --- the inherited socket ---------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Waiting:
+    done: threading.Event = field(default_factory=threading.Event)
+    status: int = 0
+    body: bytes = b""
+
+
+class PipeTransport:
+    """Frames (``frames``) over a connected Unix socket, which it takes over.
+
+    A request is ``{"id", "endpoint", "path", "query"}`` with its body, an answer ``{"id", "status"}`` with its. Blobs
+    are asked for in pieces: ``offset`` and ``limit`` of the query.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.chunk = PIPE_CHUNK
+        self._sock = sock
+        sock.setblocking(True)
+        # A peer that reads nothing for half a minute is gone; the reading thread waits as long as it takes.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 30, 0))
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        self._last = 0
+        self._gone = ""
+        self._thread = threading.Thread(target=self._read, name="pipe", daemon=True)
+        self._thread.start()
+
+    def request(
+        self,
+        endpoint: str,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, str | int | float] | None = None,
+        body: bytes | FileBody | None = None,
+        timeout: float,
+        start: int = 0,
+        sink: Sink | None = None,
+    ) -> Answer:
+        """Ask over the one socket."""
+        if sink is None:
+            return self._ask(endpoint, path, query, body, timeout)
+        while True:
+            part = self._ask(endpoint, path, {**(query or {}), "offset": start, "limit": PIPE_CHUNK}, body, timeout)
+            if part.status >= 300:
+                return part
+            sink(start, part.body)
+            start += len(part.body)
+            if len(part.body) != PIPE_CHUNK:
+                return Answer(status=206, headers=part.headers, sent=part.sent, received=part.received)
+
+    def close(self) -> None:
+        """End the conversation."""
+        self._lost("The link is closed.")
+        _shut(self._sock)
+        self._thread.join()
+        self._sock.close()
+
+    def _ask(
+        self,
+        endpoint: str,
+        path: Mapping[str, str] | None,
+        query: Mapping[str, str | int | float] | None,
+        body: bytes | FileBody | None,
+        timeout: float,
+    ) -> Answer:
+        data = b"".join(body.blocks()) if isinstance(body, FileBody) else body or b""
+        waiting = _Waiting()
+        with self._lock:
+            self._last += 1
+            number = self._last
+            self._waiting[number] = waiting
+        try:
+            header = {"id": number, "endpoint": endpoint, "path": dict(path or {}), "query": dict(query or {})}
+            frame = pack(header, data)
+            self._send(frame)
+            if not waiting.done.wait(timeout):
+                raise e.DirectorTimeout(f"The client did not answer {endpoint!r} within {timeout:g} s.")
+            if not waiting.status:
+                raise PipeClosed(self._gone)
+        finally:
+            with self._lock:
+                self._waiting.pop(number, None)
+        kind = "application/json" if waiting.status < 300 else PROBLEM
+        received = len(waiting.body)
+        return Answer(
+            status=waiting.status,
+            headers={"content-type": kind},
+            body=waiting.body,
+            sent=len(frame),
+            received=received,
+        )
+
+    def _send(self, frame: bytes) -> None:
+        with self._sending:
+            if self._gone:
+                raise PipeClosed(self._gone)
+            try:
+                self._sock.sendall(frame)
+            except OSError as error:  # also when it takes too long: half a frame has no other end than this
+                self._lost(f"The client that started this run is gone: {error}.")
+                raise PipeClosed(self._gone) from error
+
+    def _read(self) -> None:
+        unpacker = Unpacker()
+        try:
+            while data := self._sock.recv(_BLOCK):
+                for header, body in unpacker.feed(data):
+                    self._answered(header, body)
+        except (OSError, e.InvalidMessage) as error:
+            self._lost(f"The client that started this run is gone, or speaks another language: {error}")
+        self._lost("The client that started this run is gone.")
+
+    def _answered(self, header: Mapping[str, Any], body: bytes) -> None:
+        number, status = header.get("id"), header.get("status")
+        if not isinstance(number, int) or not isinstance(status, int) or not 100 <= status < 600:
+            raise e.InvalidMessage(f"An answer has the header {json.dumps(header)[:200]}.")
+        with self._lock:
+            waiting = self._waiting.get(number)
+        if waiting is not None:  # else its deadline has passed
+            waiting.status, waiting.body = status, body
+            waiting.done.set()
+
+    def _lost(self, why: str) -> None:
+        with self._lock:
+            self._gone = self._gone or why
+            waiting = list(self._waiting.values())
+        for one in waiting:
+            one.done.set()
+
+
+def pipe_of(descriptor: int) -> PipeTransport:
+    """The transport over an inherited descriptor, which no child of this process will inherit."""
+    os.set_inheritable(descriptor, False)
+    return PipeTransport(socket.socket(fileno=descriptor))
