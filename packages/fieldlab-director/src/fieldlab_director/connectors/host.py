@@ -23,6 +23,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import struct
 import sys
 from collections import deque
@@ -129,6 +130,8 @@ class ConnectorProcess:
 
     async def _started(self) -> _Live:
         async with self._starting:
+            if self._live is not None and self._live.ending:
+                await self._live.ended()
             if self._closed:
                 raise self._error("is closed")
             if self._live is None:
@@ -156,6 +159,7 @@ class ConnectorProcess:
         finally:
             if not opened:
                 live.kill("could not be opened")
+                await live.close()
 
     def _lost(self, live: _Live) -> None:
         self._deaths += 1
@@ -200,6 +204,15 @@ class _Live:
         self._receiving = asyncio.create_task(self._receive(process.stdout))
         self._pinging = asyncio.create_task(self._ping())
 
+    @property
+    def ending(self) -> bool:
+        """Whether it was killed, and cannot be asked any more."""
+        return bool(self._why)
+
+    async def ended(self) -> None:
+        """Wait for the end of a process that was killed."""
+        await asyncio.wait([self._receiving], timeout=CLOSE_WITHIN)
+
     async def ask(self, message: Mapping[str, Any], within: float) -> Any:
         """The body of the answer to ``message``."""
         if self._why:
@@ -223,12 +236,16 @@ class _Live:
     def kill(self, why: str) -> None:
         """End the process by force; every call that waits gets an error."""
         self._why = self._why or why
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._kill()
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(self._error(self._why))
+
+    def _kill(self) -> None:
+        # Not Process.kill: that polls first, and takes the exit code away from the event loop's own wait.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """Let it end by itself at end-of-file; by force if it does not."""
@@ -260,9 +277,7 @@ class _Live:
         await self._ended()
 
     async def _ended(self) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()  # it closed its output, or sent what is no frame: it can answer nothing more
+        self._kill()  # if it lives, it closed its output or sent what is no frame: it can answer nothing more
         code = await self._process.wait()
         await asyncio.wait([self._listening], timeout=1.0)
         said = "".join(f"\n  {line}" for line in self._said)

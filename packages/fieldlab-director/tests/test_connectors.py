@@ -1,0 +1,351 @@
+"""What every connector must do, held by each one that there is, in its own process as the director runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fieldlab_common.environment import Host, Requirements, Venv
+from fieldlab_common.errors import ConnectorError, UnknownConnector
+from fieldlab_common.protocol import Launch, Tagged
+from fieldlab_common.wire import encode
+from fieldlab_director.connectors import base as b
+from fieldlab_director.connectors.fleet import ConnectorFleet
+from fieldlab_director.connectors.host import ConnectorProcess, kinds
+
+STANDIN = Path(__file__).with_name("standin.py")
+PATIENCE = 30.0
+
+
+@dataclass
+class Site:
+    """One infrastructure, and its connector in a process."""
+
+    kind: str
+    folder: Path
+    options: dict[str, Any]
+    process: ConnectorProcess
+    notices: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
+
+    def target(self, name: str = "d1", epoch: int = 1) -> b.Target:
+        return b.Target(deployment=name, node="local-1", epoch=epoch)
+
+    async def launch(self, what: str, target: b.Target | None = None) -> b.Target:
+        target = target or self.target()
+        launch = Launch(
+            director="http://x", token="t", experiment=what, deployment=target.deployment, epoch=target.epoch
+        )
+        await self.process.call("prepare", b.PrepareRequest(target=target, environment=environment(Host())))
+        await self.process.call("launch", b.LaunchRequest(target=target, launch=launch))
+        return target
+
+    async def look(self, target: b.Target) -> b.Observation:
+        answer: b.Observations = await self.process.call("observe", b.ObserveRequest(targets=(target,)))
+        return answer.observations[0]
+
+    async def until(self, target: b.Target, wanted: b.Liveness) -> b.Observation:
+        """The first look that finds the executor as wanted; looked for at each notice, and now and then."""
+        async with asyncio.timeout(PATIENCE):
+            while (seen := await self.look(target)).executor is not wanted:
+                try:
+                    await asyncio.wait_for(self.notices.get(), 0.1)
+                except TimeoutError:
+                    continue
+        return seen
+
+    async def up(self, target: b.Target) -> None:
+        """Wait until the stand-in has done all that it does before it waits."""
+        await wait_for((self.folder / target.deployment / str(target.epoch) / "up").exists)
+
+    def pid(self, target: b.Target) -> int:
+        return int(json.loads((self.folder / target.deployment / f"{target.epoch}.pid").read_text())["pid"])
+
+    def starts(self, name: str = "d1") -> list[str]:
+        return (self.folder / name / "starts").read_text().split()
+
+    def drains(self, name: str = "d1") -> list[str]:
+        path = self.folder / name / "drains"
+        return path.read_text().split() if path.exists() else []
+
+    def restarted(self) -> ConnectorProcess:
+        opening = b.Opening(infrastructure="lab", folder=str(self.folder), executable="", options=self.options)
+        self.process = ConnectorProcess(self.kind, opening, notice=self.notices.put_nowait)
+        return self.process
+
+
+async def wait_for(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110 - another process makes it true, by a file
+            await asyncio.sleep(0.01)
+
+
+def environment(value: Host | Venv) -> Tagged:
+    return Tagged(kind=value.kind, body=encode(value))
+
+
+def drain_of(target: b.Target, what: str = "stay") -> b.DrainRequest:
+    launch = Launch(
+        director="http://anew", token="t", experiment=what, deployment=target.deployment, epoch=target.epoch
+    )
+    return b.DrainRequest(target=target, launch=launch)
+
+
+@asynccontextmanager
+async def site_of(kind: str, folder: Path) -> AsyncIterator[Site]:
+    options = {"nodes": 3, "executable": str(STANDIN), "properties": {"site": "lab"}}
+    site = Site(kind, folder / "infrastructure", options, None)  # type: ignore[arg-type]
+    site.restarted()
+    try:
+        yield site
+    finally:
+        await site.process.close()
+        for path in site.folder.glob("*/*.pid"):
+            end(path)
+
+
+def end(path: Path) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(json.loads(path.read_text())["pid"]), signal.SIGKILL)
+
+
+Test = Callable[[Site], Awaitable[None]]
+
+
+@pytest.fixture(params=["local"])
+def on_site(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Test], None]:
+    """Run an asynchronous test against one kind of connector."""
+
+    def run(test: Test) -> None:
+        async def main() -> None:
+            async with site_of(request.param, tmp_path) as site:
+                await test(site)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_it_lists_its_nodes_in_order_with_their_facts(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        await site.process.call("check", b.Nothing())
+        listed: b.Listed = await site.process.call("nodes", b.Nothing())
+        assert [node.name for node in listed.nodes] == ["local-1", "local-2", "local-3"]
+        assert {node.infrastructure for node in listed.nodes} == {"lab"}
+        assert listed.nodes[0].properties == {"cpus": 2, "site": "lab"}
+
+    on_site(test)
+
+
+def test_an_executor_runs_to_its_end_and_the_end_is_told(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("leave")
+        seen = await site.until(target, b.Liveness.DEAD)
+        assert seen.tail == "started d1"
+        assert site.starts() == ["1"]
+
+    on_site(test)
+
+
+def test_what_was_never_launched_is_absent(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        assert (await site.look(site.target())).executor is b.Liveness.ABSENT
+
+    on_site(test)
+
+
+def test_a_second_launch_of_an_epoch_starts_nothing(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("stay")
+        await asyncio.gather(*(site.launch("stay") for _ in range(5)))
+        await site.up(target)
+        os.kill(site.pid(target), signal.SIGKILL)
+        await site.until(target, b.Liveness.DEAD)
+        await site.launch("stay")
+        assert (await site.look(target)).executor is b.Liveness.DEAD
+        assert site.starts() == ["1"]
+
+    on_site(test)
+
+
+def test_a_new_epoch_starts_anew_beside_the_old_one(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        first = await site.launch("crash")
+        assert "RuntimeError: boom" in (await site.until(first, b.Liveness.DEAD)).tail
+        second = await site.launch("stay", site.target(epoch=2))
+        await site.up(second)
+        assert (await site.look(second)).executor is b.Liveness.ALIVE
+        assert (await site.look(first)).executor is b.Liveness.DEAD
+
+    on_site(test)
+
+
+@pytest.mark.parametrize("what", ["stay", "stubborn"])
+def test_stop_ends_an_executor_whatever_it_does(on_site: Callable[[Test], None], what: str) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch(what)
+        await site.up(target)
+        stopped: b.Stopped = await site.process.call("stop", target)
+        assert stopped.tail == "started d1"
+        assert (await site.look(target)).executor is b.Liveness.DEAD
+        await site.process.call("stop", target)
+        await site.process.call("stop", site.target("never-launched"))
+
+    on_site(test)
+
+
+def test_a_killed_executor_is_noticed_without_being_looked_at(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("stay")
+        await site.up(target)
+        os.kill(site.pid(target), signal.SIGKILL)
+        assert await asyncio.wait_for(site.notices.get(), PATIENCE) == "d1"
+        assert (await site.look(target)).executor is b.Liveness.DEAD
+
+    if hasattr(os, "pidfd_open"):
+        on_site(test)
+
+
+def test_an_executor_outlives_its_connector_and_is_found_again(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("stay")
+        await site.up(target)
+        await site.process.close()
+        site.restarted()
+        assert (await site.look(target)).executor is b.Liveness.ALIVE
+        await site.launch("stay")
+        os.kill(site.pid(target), signal.SIGKILL)
+        await site.until(target, b.Liveness.DEAD)
+        assert site.starts() == ["1"]
+
+    on_site(test)
+
+
+def test_an_executor_is_alive_while_it_holds_its_lock_though_nobody_noted_it(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("stay")
+        await site.up(target)
+        pid = site.pid(target)
+        (site.folder / "d1" / "1.pid").unlink()
+        assert (await site.look(target)).executor is b.Liveness.ALIVE
+        os.kill(pid, signal.SIGKILL)
+        await site.until(target, b.Liveness.DEAD)
+
+    on_site(test)
+
+
+def test_a_dead_executors_journal_is_drained_with_a_fresh_launch(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("leave")
+        await site.until(target, b.Liveness.DEAD)
+        await site.process.call("drain", drain_of(target))
+        await site.process.call("drain", drain_of(site.target("never-launched")))
+        assert site.drains() == ["http://anew"]
+        with pytest.raises(ConnectorError, match="the journal is damaged"):
+            await site.process.call("drain", drain_of(target, "undrainable"))
+
+    on_site(test)
+
+
+def test_clean_up_leaves_nothing(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("leave")
+        await site.until(target, b.Liveness.DEAD)
+        locked = site.folder / "d1" / "1" / "steps"
+        (locked / "inner").mkdir(parents=True)
+        locked.chmod(0o000)
+        later = await site.launch("leave", site.target(epoch=2))
+        await site.until(later, b.Liveness.DEAD)
+        await site.process.call("clean_up", later)
+        await site.process.call("clean_up", later)
+        assert list(site.folder.iterdir()) == []
+
+    on_site(test)
+
+
+def test_an_environment_that_cannot_be_made_says_why(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        for packages in (("possible",), ("impossible",)):
+            wanted = environment(Venv(requirements=Requirements(packages=packages)))
+            call = site.process.call("prepare", b.PrepareRequest(target=site.target(), environment=wanted))
+            if packages == ("possible",):
+                assert (await call).prepared == {"python": sys.executable}
+            else:
+                with pytest.raises(ConnectorError, match="no matching distribution found for impossible"):
+                    await call
+
+    on_site(test)
+
+
+def test_launch_files_are_for_their_user_alone(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("leave")
+        await site.until(target, b.Liveness.DEAD)
+        folder = site.folder / "d1" / "1"
+        assert (folder / "launch.json").stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o077 == 0
+        assert (site.folder / "d1" / "1.log").stat().st_mode & 0o777 == 0o600
+
+    on_site(test)
+
+
+def test_a_chatty_executors_log_stays_bounded(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        target = await site.launch("chatty")
+        await site.up(target)
+        await site.look(target)
+        assert (site.folder / "d1" / "1.log").stat().st_size < 1024 * 1024
+        assert (await site.look(target)).executor is b.Liveness.ALIVE
+
+    on_site(test)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nodes": 0}, "1 to 1000"),
+        ({"nodes": "three"}, "number or a list"),
+        ({"nodes": [{"name": "a"}, {"name": "a"}]}, "two nodes of one name"),
+        ({"nodes": [{"properties": {}}]}, "object with a name"),
+        ({"hosts": ["a"]}, "no option hosts"),
+        ({"executable": "/nowhere"}, "no executor at /nowhere"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_is_wrong(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    async def test() -> None:
+        fleet = ConnectorFleet(tmp_path, STANDIN)
+        with pytest.raises(ConnectorError, match=said) as caught:
+            await fleet.survey("i1", "lab", "local", options)
+        assert not caught.value.transient
+        await fleet.close()
+
+    asyncio.run(test())
+
+
+def test_named_nodes_have_their_own_properties(tmp_path: Path) -> None:
+    async def test() -> None:
+        fleet = ConnectorFleet(tmp_path, STANDIN)
+        nodes = [{"name": "a", "properties": {"site": "east"}}, {"name": "b"}]
+        found = await fleet.survey("i1", "lab", "local", {"nodes": nodes})
+        assert [(node.name, node.properties["site"]) for node in found] == [("a", "east"), ("b", "x")]
+        await fleet.close()
+
+    asyncio.run(test())
+
+
+def test_a_kind_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(UnknownConnector, match="local"):
+            await ConnectorFleet(tmp_path, STANDIN).survey("i1", "lab", "quantum", {})
+
+    asyncio.run(test())
+    assert "local" in kinds()
