@@ -390,6 +390,7 @@ def _receive(response: http.client.HTTPResponse, sink: Sink | None, start: int, 
             raise TimeoutError
     if response.length:  # read1 does not say that a body was cut
         raise http.client.IncompleteRead(b"", response.length)
+    response.close()  # nor does it (before Python 3.12) leave the connection ready for the next request
     return Answer(status=response.status, headers=headers, body=b"".join(kept), received=received + size)
 
 
