@@ -11,7 +11,6 @@ without end wakes the supervisor no more than that often for its journal.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +20,9 @@ from fieldlab_common.errors import InvalidMessage
 
 from fieldlab_executor import frames, processes
 from fieldlab_executor.eventlog import Waiter
+from fieldlab_executor.instructions import Evaluate
 from fieldlab_executor.loop import Loop, Timer
-from fieldlab_executor.pool import Exit, Warm
+from fieldlab_executor.pool import Exit, Taker, Warm
 
 __all__ = ["Attempt", "Host", "Output"]
 
@@ -104,9 +104,14 @@ class Attempt:
         self.started = 0.0
         self.artifacts: dict[str, None] = {}
         self.waiters: dict[int, Waiter] = {}
+        self.questions: dict[int, dict[str, Any]] = {}
         self.left_behind = 0
         self.survivors: list[int] = []
         self.timer: Timer | None = None
+        self.deadline: Timer | None = None
+        self.taker: Taker | None = None  # it waits for a child
+        self.question: Evaluate | None = None  # it answers this
+        self.note = ""  # why there never was an exit
         self._known: set[int] = set()  # descendants seen when it was killed
         self._out = bytearray()
         self._crowded = False  # it waits for room in the socket
@@ -276,6 +281,12 @@ class Attempt:
         for fd in (self.child.out, self.child.err):
             if self._loop.watches(fd):
                 self._drain(fd, _LAST_READS)
+
+    def abandon(self, note: str) -> None:
+        """The spawner is gone, and nobody will ever tell of an exit: let go of the child."""
+        self.note = note
+        self._last_words()
+        self._finish()
 
     def _finish(self) -> None:
         child = self.child

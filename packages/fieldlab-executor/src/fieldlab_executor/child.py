@@ -273,7 +273,7 @@ def _text(error: BaseException) -> str:
     for speak in (str, repr):
         try:
             return speak(error)
-        except Exception:  # noqa: BLE001, S112 - a user's __str__ or __repr__ raises anything
+        except Exception:  # noqa: BLE001 - a user's __str__ or __repr__ raises anything
             continue
     return "(its text cannot be had: its __str__ and __repr__ fail)"
 

@@ -29,7 +29,9 @@ from typing import ClassVar
 from fieldlab_common.environment import Environment, Host, Requirements, Venv
 from fieldlab_common.errors import FieldlabError, UnsupportedError
 
-__all__ = ["PrepareFailed", "cache_folder", "ensure", "interpreters"]
+from fieldlab_executor.cache import cache_folder
+
+__all__ = ["PrepareFailed", "ensure", "find_python", "interpreters"]
 
 Log = Callable[[str], None]
 
@@ -42,17 +44,6 @@ class PrepareFailed(FieldlabError):
     """The environment could not be made; the message has the last lines of what its builder said."""
 
     code: ClassVar[str] = "prepare_failed"
-
-
-def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """The node's cache: ``$FIELDLAB_CACHE``, else ``fieldlab`` in ``$XDG_CACHE_HOME``, else ``~/.cache/fieldlab``."""
-    environ = os.environ if environ is None else environ
-    if chosen := environ.get("FIELDLAB_CACHE"):
-        folder = Path(chosen).expanduser()
-    else:
-        folder = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fieldlab"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder.absolute()
 
 
 # --- interpreters ----------------------------------------------------------------------------------------------------
@@ -176,19 +167,20 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build(place: Path, base: str, requirements: Requirements, log: Log) -> None:
-    """Make the venv in its place: scripts in it name their interpreter, so it cannot be moved; ``.complete`` is last."""
+    """Make the venv in its place: scripts in it name their interpreter, so it stays; ``.complete`` is last."""
     _check_system_packages(requirements.system_packages, log, install=True)
     uv = shutil.which("uv")
     python = str(place / "bin" / "python")
     if uv:
         _run([uv, "venv", "--quiet", "--python", base, str(place)], "The virtual environment", log)
     else:
-        command = [base, "-m", "venv", *([] if requirements.packages else ["--without-pip"]), str(place)]
-        _run(command, "The virtual environment", log, advice="On Debian and Ubuntu it takes the package python3-venv.")
+        making = [base, "-m", "venv", *([] if requirements.packages else ["--without-pip"]), str(place)]
+        _run(making, "The virtual environment", log, advice="On Debian and Ubuntu it takes the package python3-venv.")
     if requirements.packages:
-        pip = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install", "--no-input"]
-        more = [] if uv else ["--disable-pip-version-check"]
-        _run([*pip, *more, "--", *requirements.packages], f"Installing {', '.join(requirements.packages)}", log)
+        pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        if uv:
+            pip = [uv, "pip", "install", "--python", python]
+        _run([*pip, "--", *requirements.packages], f"Installing {', '.join(requirements.packages)}", log)
     variables = {"VIRTUAL_ENV": str(place), "PATH": f"{place / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     for command in requirements.setup:
         _run(["/bin/sh", "-c", command], f"The setup command {command!r}", log, env=variables)
@@ -242,12 +234,12 @@ def _check_system_packages(wanted: Iterable[str], log: Log, *, install: bool) ->
             advice=f"Ask the node's owner for: apt-get install {names}",
         )
     variables = {"DEBIAN_FRONTEND": "noninteractive"}
-    install_command = [apt, "install", "--yes", "--no-install-recommends", "--", *missing]
+    command = [apt, "install", "--yes", "--no-install-recommends", "--", *missing]
     try:
-        _run(install_command, f"Installing {names}", log, env=variables)
+        _run(command, f"Installing {names}", log, env=variables)
     except PrepareFailed:  # a fresh node has no package lists, or old ones
         _run([apt, "update"], "Reading the package lists", log, env=variables)
-        _run(install_command, f"Installing {names}", log, env=variables)
+        _run(command, f"Installing {names}", log, env=variables)
 
 
 def _is_installed(name: str) -> bool:

@@ -20,7 +20,7 @@ from fieldlab_executor import frames, processes
 from fieldlab_executor.loop import Loop
 from fieldlab_executor.spawner import BOOT
 
-__all__ = ["Exit", "Pool", "Warm", "wait_for"]
+__all__ = ["Exit", "Pool", "Taker", "Warm", "wait_for"]
 
 _WARM = 2
 _MOST_AT_ONCE = 16  # forks asked for and not yet done

@@ -109,7 +109,7 @@ class Spawner:
             for fd in (*others, out, err, self._wake, self._waker, self._control.detach()):
                 os.close(fd)
             child.serve(theirs.detach(), self._root, self._inline)
-        except BaseException:  # nothing of a child may ever run the spawner's own loop
+        except BaseException:  # noqa: BLE001 - nothing of a child may ever run the spawner's own loop
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(70)

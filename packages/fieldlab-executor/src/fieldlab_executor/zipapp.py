@@ -31,7 +31,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 # The first thing that runs on a node. It must be quick, and must not import anything of the zip: that would be
 # compiled on every start.
-_MAIN = '''\
+_MAIN = """\
 import os
 import sys
 
@@ -75,7 +75,7 @@ sys.path[0] = place
 from fieldlab_executor.__main__ import main
 
 sys.exit(main())
-'''
+"""
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
@@ -136,7 +136,7 @@ def build(path: str | os.PathLike[str]) -> Path:
 
 
 def unpacked(cache: Path) -> Path:
-    """The folder with what the zip holds, made if it is not there; where this runs unpacked, the folder it runs from."""
+    """The folder with what the zip holds, made if it is not there; the one that this runs from, if so."""
     own = Path(__file__).absolute().parent.parent
     if (own / _DIGEST).is_file():
         return own

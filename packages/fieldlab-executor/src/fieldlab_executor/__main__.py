@@ -1,0 +1,158 @@
+"""The executor's command line, as ``python fieldlab.pyz …`` or ``python -m fieldlab_executor …``.
+
+    run DIR [--pipe FD]     run the deployment that DIR/launch.json names, and report; FD: a local run's socket
+    drain DIR               ship what a dead executor left in DIR
+    facts                   print what this node is, as JSON
+    prepare --environment JSON [--python VERSION] [--cache DIR]
+                            make the environment, or find it made; print {"python": path}; its builder's output goes
+                            to standard error
+
+Exit codes: 0 done, and everything is with the director; 1 failed, standard error says why; 2 bad usage; 3 the claim is
+another's, or another executor holds DIR: nothing was done; 4 not everything could be shipped: ``drain`` goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldlab_common.errors import ConfigurationError, FieldlabError, InvalidMessage
+
+__all__ = ["main"]
+
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run,
+        "drain": _drain,
+        "facts": _facts,
+        "prepare": _prepare,
+    }
+    if not words or words[0] not in commands:
+        sys.stderr.write((__doc__ or "").strip() + "\n")
+        return 0 if words[:1] in (["--help"], ["-h"]) else USAGE
+    try:
+        return commands[words[0]](words[1:])
+    except (FieldlabError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _options(words: list[str], known: Sequence[str], places: int) -> tuple[list[str], dict[str, str]]:
+    """Positional words and ``--name value`` options; leaves with the usage if they are not as they should be."""
+    found: dict[str, str] = {}
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, sign, value = word.partition("=")
+        if name.removeprefix("--") in known and name.startswith("--"):
+            found[name.removeprefix("--")] = value if sign else next(rest, "")
+        else:
+            left.append(word)
+    if len(left) != places or any(word.startswith("--") for word in left):
+        sys.stderr.write((__doc__ or "").strip() + "\n")
+        raise SystemExit(USAGE)
+    return left, found
+
+
+def _run(words: list[str]) -> int:
+    places, options = _options(words, ["pipe"], 1)
+    from fieldlab_executor import session
+
+    folder = Path(places[0]).absolute()
+    launch = _launch(folder)
+    if "pipe" in options:  # no process started from here may keep the client's socket open
+        os.set_inheritable(int(options["pipe"]), False)
+    try:
+        held = session.locked(folder)
+    except session.Busy as error:
+        sys.stderr.write(f"{error}\n")
+        return session.REFUSED
+    from fieldlab_executor import zipapp
+    from fieldlab_executor.cache import cache_folder
+
+    try:
+        site = zipapp.unpacked(cache_folder())
+        return session.Session(folder, launch, lambda: _transport(launch, options.get("pipe")), site).run()
+    finally:
+        os.close(held)
+
+
+def _launch(folder: Path) -> Any:
+    from fieldlab_common.protocol import Launch
+    from fieldlab_common.wire import loads
+
+    try:
+        return loads(Launch, (folder / "launch.json").read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"There is no {folder / 'launch.json'}.", advice="A connector writes it.") from error
+
+
+def _transport(launch: Any, pipe: str | None) -> Any:
+    from fieldlab_executor import transport
+
+    if pipe is not None:
+        return transport.pipe_of(int(pipe))
+    proxy = transport.proxy_for(launch.director, os.environ)
+    return transport.HttpTransport(launch.director, launch.token, ca=launch.ca, proxy=proxy)
+
+
+def _drain(words: list[str]) -> int:
+    places, _ = _options(words, [], 1)
+    from fieldlab_executor import session
+
+    folder = Path(places[0]).absolute()
+    launch = _launch(folder)
+    try:
+        held = session.locked(folder)
+    except session.Busy as error:
+        sys.stderr.write(f"{error}\n")
+        return session.REFUSED
+    try:
+        return session.drain(folder, lambda: _transport(launch, None))
+    finally:
+        os.close(held)
+
+
+def _facts(words: list[str]) -> int:
+    _options(words, [], 0)
+    from fieldlab_common.wire import dumps
+
+    from fieldlab_executor.facts import facts
+
+    print(dumps(facts()).decode())
+    return 0
+
+
+def _prepare(words: list[str]) -> int:
+    _, options = _options(words, ["environment", "python", "cache"], 0)
+    from fieldlab_common.protocol import Tagged, environment_of
+    from fieldlab_common.wire import loads
+
+    from fieldlab_executor import environments
+
+    try:
+        environment = environment_of(loads(Tagged, options.get("environment", "").encode()))
+    except InvalidMessage as error:
+        sys.stderr.write(f"--environment: {error}\n")
+        return USAGE
+    cache = Path(options["cache"]).absolute() if options.get("cache") else None
+
+    def log(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    python = environments.ensure(environment, python=options.get("python", ""), cache=cache, log=log)
+    print(json.dumps({"python": python}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

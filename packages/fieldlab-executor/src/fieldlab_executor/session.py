@@ -1,0 +1,331 @@
+"""The executor's life: claim, fetch, prepare, run, report, drain. Here all parts are put together, and only here.
+
+Its folder is its own for as long as it holds ``lock`` (flock): that lock is its sign of life for whoever looks at the
+node. What takes time at the start is done in a thread, so that an order to stop is heard from the first moment.
+The spawner is started before anything is known of the deployment, on this very interpreter: most often it is
+the right one, and is then warm when the claim has come.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fieldlab_common.deployment import Graph
+from fieldlab_common.errors import AuthenticationError, ClaimRefused, FieldlabError
+from fieldlab_common.lifecycle import DeploymentState, Reason
+from fieldlab_common.protocol import ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
+from fieldlab_common.wire import loads
+
+from fieldlab_executor import processes
+from fieldlab_executor.journal import Journal
+from fieldlab_executor.link import (
+    Acked,
+    ArtifactFailed,
+    ArtifactStored,
+    CancelArrived,
+    EventsArrived,
+    Item,
+    Link,
+    LinkFailed,
+)
+from fieldlab_executor.loop import Loop
+from fieldlab_executor.supervisor import Finished, Supervisor
+from fieldlab_executor.transport import Transport
+from fieldlab_executor.uploads import Upload, Uploads
+
+__all__ = ["FAILED", "REFUSED", "UNSHIPPED", "Busy", "Session", "drain", "locked"]
+
+FAILED, REFUSED, UNSHIPPED = 1, 3, 4  # exit codes; 0: everything is with the director, 2: bad usage
+CLAIM_SECONDS = 600.0
+FETCH_SECONDS = 3600.0
+DRAIN_SECONDS = 6 * 3600.0
+HURRY_SECONDS = 10.0  # to ship what is left, once the executor was told to stop
+
+
+class Busy(FieldlabError):
+    """Another executor holds the folder."""
+
+    code = "folder_in_use"
+
+
+def locked(folder: Path) -> int:
+    """Lock the folder for this process's life; the descriptor that holds the lock.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Busy(f"An executor runs in {folder} already.") from None
+    return fd
+
+
+class _Ready:
+    """What the first part of a run found: the claim, the graph, and the interpreter to run on."""
+
+    def __init__(self, claim: Claim, graph: Graph, python: str) -> None:
+        self.claim, self.graph, self.python = claim, graph, python
+
+
+class Session:
+    """One run of the executor in ``folder``; ``site`` has the modules for its children."""
+
+    def __init__(self, folder: Path, launch: Launch, transport: Callable[[], Transport], site: Path) -> None:
+        self._folder = folder
+        self._launch = launch
+        self._site = str(site)
+        self._loop = Loop()
+        self._code = 0
+        self._told_to_stop = False
+        self._ended = False
+        self._steps: dict[int, str] = {}  # control records that were not acknowledged: of which step
+        self._watch_signals()
+        processes.become_subreaper()
+        env = {**os.environ, "FIELDLAB_DEPLOYMENT": f"{launch.experiment}/{launch.deployment}"}
+        self._supervisor = Supervisor(
+            folder, self._loop, env, append=self._append, announce=self._announce, hold=self._hold, done=self._finished
+        )
+        self._supervisor.warm_up(sys.executable, self._site)  # before there are threads: it forks
+        self._journal = Journal(str(folder / "journal"))
+        self._supervisor.journal_id = self._journal.id
+        self._uploads = Uploads(folder / "uploads")
+        self._link = Link(transport(), self._journal, lambda item: self._loop.call(lambda: self._heard(item)))
+
+    def run(self) -> int:
+        """Run the deployment; the exit code."""
+        threading.Thread(target=self._set_out, name="start", daemon=True).start()
+        try:
+            self._loop.run()
+        finally:
+            self._supervisor.stop()
+            self._link.close()
+            self._journal.close()
+        return self._code
+
+    # --- the beginning, in its own thread
+
+    def _set_out(self) -> None:
+        try:
+            claim = self._link.claim(
+                ClaimRequest(
+                    journal_id=self._journal.id,
+                    epoch=self._launch.epoch,
+                    python=_version(3),
+                    pid=os.getpid(),
+                ),
+                timeout=CLAIM_SECONDS,
+            )
+        except FieldlabError as error:
+            self._loop.call(lambda error=error: self._not_claimed(error))  # type: ignore[misc]
+            return
+        self._link.start()
+        try:
+            ready = _Ready(claim, self._fetch(claim), self._prepare(claim))
+        except (FieldlabError, OSError) as error:
+            self._loop.call(lambda error=error: self._not_prepared(claim, error))  # type: ignore[misc]
+            return
+        self._loop.call(lambda: self._begin(ready))
+
+    def _fetch(self, claim: Claim) -> Graph:
+        blobs = self._folder / "blobs"
+        blobs.mkdir(exist_ok=True)
+        for digest in (claim.deployment.graph, *claim.deployment.blobs):
+            self._link.fetch_blob(digest, str(blobs / digest), timeout=FETCH_SECONDS)
+        return loads(Graph, (blobs / claim.deployment.graph).read_bytes())
+
+    def _prepare(self, claim: Claim) -> str:
+        environment = environment_of(claim.deployment.environment)
+        if environment.kind == "host" and not environment.requirements.system_packages and self._own_python(claim):
+            return sys.executable
+        from fieldlab_executor import environments
+
+        def log(line: str) -> None:
+            self._loop.call(lambda: self._supervisor.remark(line))
+
+        return environments.ensure(environment, python=claim.deployment.python, log=log)
+
+    @staticmethod
+    def _own_python(claim: Claim) -> bool:
+        return claim.deployment.python in ("", _version(2))
+
+    def _not_claimed(self, error: FieldlabError) -> None:
+        refused = isinstance(error, ClaimRefused | AuthenticationError)
+        self._leave(REFUSED if refused else FAILED, "" if isinstance(error, ClaimRefused) else str(error))
+
+    def _not_prepared(self, claim: Claim, error: FieldlabError | OSError) -> None:
+        if self._ended:
+            return
+        message = str(error)
+        self._supervisor.stop()
+        self._finish(DeploymentState.FAILED, Reason.PREPARE_FAILED, message)
+
+    def _begin(self, ready: _Ready) -> None:
+        if self._ended:
+            return
+        self._supervisor.warm_up(ready.python, self._site)
+        offset = self._link.clock_offset
+        clock = (offset.offset, offset.bound) if offset is not None else (0.0, float("inf"))
+        self._supervisor.begin(ready.claim, ready.graph, clock)
+
+    # --- what the link says
+
+    def _heard(self, item: Item) -> None:
+        match item:
+            case EventsArrived(events=events):
+                self._supervisor.events(events)
+            case CancelArrived(reason=reason):
+                self._cancelled(reason)
+            case Acked(lane=Lane.CONTROL, number=number, refusals=refusals):
+                for refusal in refusals:
+                    if step := self._steps.get(refusal.number):
+                        self._supervisor.refused(step, refusal.message)
+                for known in [n for n in self._steps if n <= number]:
+                    del self._steps[known]
+            case ArtifactStored(sha256=sha256):
+                self._uploads.settle(sha256)
+            case ArtifactFailed(sha256=sha256, reason=reason):
+                self._lost(sha256, reason)
+            case LinkFailed(error=error):
+                self._link_failed(error)
+
+    def _cancelled(self, reason: str) -> None:
+        if self._supervisor.running:
+            self._supervisor.cancel(reason)
+        elif not self._ended:  # it was still preparing: what it had started goes down with it
+            self._supervisor.stop()
+            self._finish(DeploymentState.CANCELLED, Reason.CANCELLED, reason or "It was cancelled.")
+
+    def _lost(self, sha256: str, reason: str) -> None:
+        upload = self._uploads.settle(sha256)
+        if upload is not None:
+            lost = ArtifactLost(step=upload.step, name=upload.name, reason=reason, sha256=sha256)
+            self._supervisor.record("artifact_lost", lost)
+        self._link.forget(sha256)
+
+    def _link_failed(self, error: FieldlabError) -> None:
+        """Nobody will take our reports any more: end, and leave the journal where it is."""
+        self._code = REFUSED if isinstance(error, ClaimRefused) else UNSHIPPED
+        if self._supervisor.running:
+            self._supervisor.terminate(f"The link to the director ended: {error.message}")
+        else:
+            self._leave(self._code, str(error))
+
+    # --- what the supervisor asks
+
+    def _append(self, lane: Lane, record: bytes, step: str) -> int:
+        number = self._journal.append(lane, record)
+        if step and lane is Lane.CONTROL:
+            self._steps[number] = step
+        return number
+
+    def _announce(self, upload: Upload) -> None:
+        self._uploads.add(upload)
+        self._link.upload(upload.sha256, upload.path, upload.size, upload.number)
+
+    def _hold(self, on: bool, silent: bool) -> None:
+        self._link.hold(on, silent=silent)
+
+    def _finished(self, finished: Finished) -> None:
+        if finished.cancel is not None:
+            self._supervisor.record("cancel", finished.cancel)
+        self._finish(finished.finish.state, finished.finish.reason, finished.finish.message)
+
+    # --- the end
+
+    def _finish(self, state: DeploymentState, reason: Reason, message: str) -> None:
+        self._ended = True
+        traffic = self._link.traffic
+        ended = Ended(
+            state=state,
+            reason=reason,
+            message=message,
+            bulk=self._journal.written(Lane.BULK),
+            control_bytes=traffic.bytes,
+            requests=traffic.requests,
+            cpu=round(_own_cpu() - self._supervisor.steps_cpu, 3),
+        )
+        self._supervisor.record("ended", ended)
+        if self._code:
+            self._leave(self._code, "")
+            return
+        seconds = HURRY_SECONDS if self._told_to_stop else DRAIN_SECONDS
+        threading.Thread(target=self._drain, args=(seconds,), name="drain", daemon=True).start()
+
+    def _drain(self, seconds: float) -> None:
+        done = self._link.drain(seconds)
+        self._loop.call(lambda: self._leave(0 if done else UNSHIPPED, ""))
+
+    def _leave(self, code: int, message: str) -> None:
+        if message:
+            sys.stderr.write(message + "\n")
+        self._ended = True
+        self._code = self._code or code
+        self._loop.stop()
+
+    def _watch_signals(self) -> None:
+        signal.set_wakeup_fd(self._loop.waker, warn_on_full_buffer=False)
+
+        def stop(number: int, frame: Any) -> None:
+            self._loop.call(lambda: self._stop(signal.Signals(number).name))
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, stop)
+
+    def _stop(self, name: str) -> None:
+        self._told_to_stop = True
+        if self._supervisor.running:
+            self._supervisor.terminate(f"The executor got {name}.")
+        elif self._ended:  # it drains
+            self._loop.after(HURRY_SECONDS, lambda: self._leave(UNSHIPPED, ""))
+        else:
+            self._supervisor.stop()
+            self._finish(DeploymentState.FAILED, Reason.TERMINATED, f"The executor got {name} before it began.")
+
+
+def _version(parts: int) -> str:
+    return ".".join(map(str, sys.version_info[:parts]))
+
+
+def _own_cpu() -> float:
+    """CPU seconds of this process, and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def drain(folder: Path, transport: Callable[[], Transport], seconds: float = DRAIN_SECONDS) -> int:
+    """Ship what a dead executor left in its folder; the exit code."""
+    journal = Journal(str(folder / "journal"))
+    uploads = Uploads(folder / "uploads")
+    refused: list[FieldlabError] = []
+
+    def heard(item: Item) -> None:
+        if isinstance(item, ArtifactStored):
+            uploads.settle(item.sha256)
+        elif isinstance(item, ArtifactFailed):
+            link.forget(item.sha256)  # it stays in the list: the director will say that it never came
+        elif isinstance(item, LinkFailed):
+            refused.append(item.error)
+
+    link = Link(transport(), journal, heard)
+    for upload in uploads:
+        link.upload(upload.sha256, upload.path, upload.size, upload.number)
+    link.start()
+    try:
+        done = link.drain(seconds)
+    finally:
+        link.close()
+        journal.close()
+    if refused:
+        return REFUSED
+    return 0 if done else UNSHIPPED

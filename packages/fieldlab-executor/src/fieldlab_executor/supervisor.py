@@ -1,0 +1,627 @@
+"""Runs one deployment: performs what the machine asks for, and tells it what happened.
+
+The supervisor owns everything that acts: the spawner's children, timers, what is recorded and announced. It decides
+nothing about the graph; that is the machine's. All of it happens in one thread, which sleeps until a descriptor, a
+timer or another thread has news; other threads only ever call ``Loop.call``.
+
+What always holds: every ``StartAttempt`` and ``Evaluate`` is answered exactly once; what a child reports stands in the
+journal before anything that follows from it is started; ``Started`` is the first control record and ``Ended`` the last;
+when ``run`` returns, nothing below this process is alive, or it is named in the ``CancelRecord`` as a survivor.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fieldlab_common.deployment import Graph, StepSpec
+from fieldlab_common.events import Event
+from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_common.protocol import (
+    INLINE_VALUE_BYTES,
+    ArtifactLost,
+    ArtifactRecord,
+    CancelRecord,
+    Claim,
+    EventRecord,
+    Lane,
+    LogRecord,
+    Record,
+    Started,
+    StepRecord,
+    Usage,
+    ValueRef,
+)
+from fieldlab_common.wire import dumps, encode
+
+from fieldlab_executor import machine as m
+from fieldlab_executor import processes
+from fieldlab_executor.answers import Answers
+from fieldlab_executor.artifacts import Hashed, Hasher
+from fieldlab_executor.attempt import Attempt
+from fieldlab_executor.eventlog import EventBook
+from fieldlab_executor.loop import Loop, Timer
+from fieldlab_executor.oom import OutOfMemory
+from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
+from fieldlab_executor.uploads import Upload
+
+__all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
+
+EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
+SWEEP_SECONDS = 10.0
+MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
+SPAWNERS = 3  # so often a spawner that died is replaced
+_OWN = ""  # the step of log records that are the executor's own remarks
+
+
+class Finished:
+    """How the machine says that the deployment ended, and what a cancel did."""
+
+    def __init__(self, finish: m.Finish, cancel: CancelRecord | None) -> None:
+        self.finish = finish
+        self.cancel = cancel
+
+
+class Supervisor:
+    """One deployment's run.
+
+    ``append`` puts a record (of a step, or of none) into a lane of the journal and returns its number; ``announce``
+    has a file sent; ``hold`` has the link keep still, or even silent; ``done`` hears how it ended.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        loop: Loop,
+        env: Mapping[str, str],
+        *,
+        append: Callable[[Lane, bytes, str], int],
+        announce: Callable[[Upload], None],
+        hold: Callable[[bool, bool], None],
+        done: Callable[[Finished], None],
+    ) -> None:
+        self.folder = folder
+        self.book = EventBook()
+        self.journal_id = ""
+        self.steps_cpu = 0.0
+        self._loop = loop
+        self._env = env
+        self._append = append
+        self._announce_upload = announce
+        self._hold = hold
+        self._done = done
+        self._epoch = time.time() - time.monotonic()  # one steady clock, in seconds since the epoch
+        self._pool = Pool(loop, self._exited, self._spawner_lost)
+        self._answers = Answers(self)
+        self._hasher = Hasher(loop, self._hashed)
+        self._oom = OutOfMemory()
+        self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
+        self._by_pid: dict[int, Attempt] = {}
+        self._timers: dict[str, Timer] = {}
+        self._handles: dict[str, dict[int, Any]] = {}  # step -> iteration -> handle
+        self._ended: dict[str, StepRecord] = {}
+        self._items: dict[tuple[int, tuple[Any, ...]], tuple[Any, list[Any]]] = {}
+        self._job = 0
+        self._spawners = 0
+        self._killed = 0
+        self._survivors: list[str] = []
+        self._cancelled: str | None = None
+        self._finish: m.Finish | None = None
+        self._over = False
+        self._machine: m.Machine | None = None
+        self._specs: dict[str, StepSpec] = {}
+        self._command: tuple[str, str] = ("", "")
+        self._performers = self._performer()
+
+    @property
+    def running(self) -> bool:
+        """Whether the machine has begun and not finished."""
+        return self._machine is not None and not self._over
+
+    def now(self) -> float:
+        """Seconds since the epoch, by a clock that never jumps."""
+        return self._epoch + time.monotonic()
+
+    # --- beginning
+
+    def warm_up(self, python: str, site: str) -> None:
+        """Start the spawner on ``python``; its modules are in the folder ``site``."""
+        if self._command == (python, site) and self._pool.pid:
+            return
+        self._stop_spawner()
+        self._command = (python, site)
+        self._pool.start([python], site, self._env)
+
+    def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
+        """Run the deployment; the spawner is warm, and every blob is in its folder."""
+        self._claim = claim
+        self._specs = {spec.name: spec for spec in graph.steps}
+        self._reporting = claim.settings.reporting
+        self.book = EventBook(claim.members)
+        self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
+        self._write_context(claim, clock)
+        self._configure()
+        started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
+        self.record("started", started)
+        if self._reporting == "silent":
+            self._hold(True, True)
+        walltime = claim.deployment.resources.walltime_seconds
+        if walltime is not None:
+            self._loop.after(walltime, lambda: self.terminate(f"Its walltime of {walltime:g} s is over."))
+        self._machine = m.Machine(graph, now=self.now())
+        self._perform(self._machine.start(self.now()))
+
+    def _write_context(self, claim: Claim, clock: tuple[float, float]) -> None:
+        for name in ("values", "steps", "artifacts", "files"):
+            (self.folder / name).mkdir(exist_ok=True)
+        content = {
+            "experiment": claim.experiment,
+            "experiment_id": claim.experiment_id,
+            "deployment": claim.deployment.name,
+            "node": encode(claim.node),
+            "members": encode(claim.members),
+            "clock": [clock[0], clock[1] if clock[1] != float("inf") else 1e308],
+        }
+        (self.folder / "context.json").write_text(json.dumps(content))
+
+    def _configure(self) -> None:
+        self._spawners += 1
+        self._pool.configure(
+            {
+                "root": str(self.folder),
+                "path": self._bundles,
+                "site": self._command[1],
+                "inline": INLINE_VALUE_BYTES,
+            }
+        )
+
+    # --- what comes from outside
+
+    def cancel(self, reason: str) -> None:
+        """A person or a program asked for the deployment to stop."""
+        if self._cancelled is None:
+            self._cancelled = reason
+            self._tell(m.CancelRequested(reason=reason))
+
+    def terminate(self, message: str) -> None:
+        """The executor itself is to stop."""
+        self._tell(m.Terminated(message=message))
+
+    def refused(self, step: str, message: str) -> None:
+        """The director refused a record of the step's."""
+        self._tell(m.Refused(step=step, message=message))
+
+    def events(self, events: tuple[Event, ...]) -> None:
+        """Events came from the director, in its order."""
+        for event in events:
+            self.book.add(event, len(json.dumps(event.data)))
+
+    # --- the journal
+
+    def record(self, kind: str, body: Any, lane: Lane = Lane.CONTROL) -> int:
+        """Append a record; its number."""
+        data = dumps(Record(kind=kind, at=self.now(), body=encode(body)))
+        return self._append(lane, data, getattr(body, "step", "") or "")
+
+    def remark(self, text: str, step: str = _OWN) -> None:
+        """Say something in the log, as the executor."""
+        self.record("log", LogRecord(step=step, text=text.rstrip("\n") + "\n", stream="executor"), Lane.BULK)
+
+    # --- the machine
+
+    def _tell(self, stimulus: m.Stimulus) -> None:
+        if self._machine is not None and self._finish is None:
+            self._perform(self._machine.handle(stimulus, self.now()))
+
+    def _perform(self, effects: list[m.Effect]) -> None:
+        for effect in effects:
+            self._performers[type(effect)](effect)
+
+    def _performer(self) -> dict[type, Callable[[Any], None]]:
+        """What to do for each kind of effect."""
+        return {
+            m.StartAttempt: self._start,
+            m.Report: lambda e: self._report(e.record),
+            m.SetTimer: lambda e: self._set_timer(e.name, e.at),
+            m.ClearTimer: lambda e: self._clear_timer(e.name),
+            m.Evaluate: self._evaluate,
+            m.StopAttempt: lambda e: self._stop(e.key, e.signal),
+            m.KillAttempt: lambda e: self._kill(e.key),
+            m.Measuring: lambda e: self._measuring(e.active),
+            m.Finish: self._finishing,
+        }
+
+    def _measuring(self, active: bool) -> None:
+        if self._reporting == "quiet":
+            self._hold(active, False)
+
+    def _clear_timer(self, name: str) -> None:
+        if timer := self._timers.pop(name, None):
+            timer.cancel()
+
+    def _report(self, record: StepRecord) -> None:
+        if record.settled:
+            self._ended[record.step] = record
+        self.record("step", record)
+
+    def _set_timer(self, name: str, at: float) -> None:
+        self._clear_timer(name)
+
+        def fire() -> None:
+            self._timers.pop(name, None)
+            self._tell(m.TimerFired(name=name))
+
+        self._timers[name] = self._loop.at(at - self._epoch, fire)
+
+    # --- attempts
+
+    def _start(self, effect: m.StartAttempt) -> None:
+        key, spec = effect.key, self._specs[effect.key.step]
+        place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
+        job = {
+            "kind": "call",
+            "step": key.step,
+            "attempt": key.attempt,
+            "iteration": key.iteration,
+            "code": spec.code,
+            "args": spec.args,
+            "folder": f"{self.folder}/steps/{place}",
+            "artifacts": f"{self.folder}/artifacts/{place}",
+            "env": spec.env,
+            "cwd": spec.cwd,
+        }
+        try:
+            job["inputs"] = self._inputs(effect.inputs)
+            if spec.over is not None:
+                job["item"] = self._item(spec, key, effect.inputs[spec.over])
+        except LookupError:
+            self._fail_start(key, "The item that it is mapped over is not there any more.")
+            return
+        self._hand_over(key, job)
+
+    def _fail_start(self, key: m.Key, message: str) -> None:
+        outcome = m.Outcome(state=StepState.FAILED, reason=Reason.INTERNAL, message=message)
+        self._loop.call(lambda: self._tell(m.AttemptEnded(key=key, outcome=outcome)))
+
+    def _inputs(self, inputs: Mapping[str, m.Input]) -> dict[str, Any]:
+        if sum(len(one.handles) for one in inputs.values()) > MAX_INPUT_HANDLES:
+            inputs = {name: one for name, one in inputs.items() if len(one.handles) <= 1}
+        return {name: _as_json(one) for name, one in inputs.items()}
+
+    def _item(self, spec: StepSpec, key: m.Key, source: m.Input) -> Any:
+        index = key.iteration or 0
+        if source.many and not spec.over_path:
+            return source.handles[index]
+        handle = source.handles if source.many else source.handles[0]
+        return self._items[id(handle), spec.over_path][1][index]
+
+    def _hand_over(self, subject: Any, job: dict[str, Any]) -> Attempt:
+        self._job += 1
+        attempt = Attempt(self._loop, self, subject, {"id": self._job, **job})
+        self._attempts[subject] = attempt
+
+        def take(child: Warm) -> None:
+            self._by_pid[child.pid] = attempt
+            attempt.taker = None
+            attempt.started = self.now()
+            attempt.begin(child)
+
+        attempt.taker = take
+        self._pool.take(take)
+        return attempt
+
+    def _evaluate(self, effect: m.Evaluate) -> None:
+        handles = effect.handle if effect.many else (effect.handle,)
+        job = {
+            "kind": "evaluate",
+            "step": "",
+            "attempt": 1,
+            "iteration": None,
+            "what": effect.kind,
+            "code": effect.code,
+            "text": effect.text,
+            "input": {"handles": list(handles), "many": effect.many},
+            "path": effect.path,
+            "folder": str(self.folder),
+            "artifacts": str(self.folder),
+        }
+        attempt = self._hand_over(effect.id, job)
+        attempt.question = effect
+        attempt.deadline = self._loop.after(EVALUATION_SECONDS, lambda: self._expire(attempt))
+
+    def _expire(self, attempt: Attempt) -> None:
+        if not self._withdraw(attempt):
+            attempt.kill()
+
+    def _stop(self, key: m.Key, number: int | None) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        if self._withdraw(attempt):
+            return
+        attempt.write({"op": "stop"})
+        if number is not None:
+            self._killed += attempt.signal(number)
+
+    def _kill(self, key: m.Key) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is not None and not self._withdraw(attempt):
+            attempt.kill()
+
+    def _withdraw(self, attempt: Attempt) -> bool:
+        """Take back a job that no child has yet; whether it was so."""
+        if attempt.taker is None or not self._pool.forget(attempt.taker):
+            return False
+        self._loop.call(lambda: self.over(attempt))
+        return True
+
+    # --- what attempts tell
+
+    def requested(self, attempt: Attempt, header: dict[str, Any]) -> None:
+        """A child asks."""
+        self._answers.answer(attempt, header)
+
+    def said(self, attempt: Attempt, stream: str, text: str) -> None:
+        """A child wrote."""
+        job = attempt.job
+        if job["step"]:
+            log = LogRecord(
+                step=job["step"], text=text, stream=stream, attempt=job["attempt"], iteration=job["iteration"]
+            )
+            self.record("log", log, Lane.BULK)
+
+    def ready(self, attempt: Attempt) -> None:
+        """A background step does its work now."""
+        if isinstance(attempt.subject, m.Key):
+            self._tell(m.AttemptReady(key=attempt.subject))
+
+    def send_event(self, attempt: Attempt, name: str, data: Any, size: int) -> None:
+        """Put an event into the journal, and into the log of this node at once."""
+        step, iteration = attempt.job["step"], attempt.job["iteration"] or 0
+        number = self.record("event", EventRecord(name=name, data=data, step=step, iteration=iteration))
+        event = Event(
+            name=name,
+            data=data,
+            sender=self._claim.deployment.name,
+            step=step,
+            iteration=iteration,
+            sent_at=self.now(),
+            key=f"{self.journal_id}:{number}",
+        )
+        self.book.add(event, size)
+
+    def result_of(self, step: str) -> dict[str, Any] | None:
+        """What may be known of a step's result now."""
+        if step not in self._specs:
+            return None
+        ended = self._ended.get(step)
+        if ended is None:
+            return {"handles": [], "many": False, "error": "", "status": "waiting"}
+        spec = self._specs[step]
+        many = spec.repeat is not None or spec.over is not None
+        handles = self._handles.get(step, {}) if ended.state is StepState.SUCCEEDED else {}
+        count = (ended.iterations or 0) if many else len(handles)
+        listed = [handles.get(index) for index in range(count)] if many else list(handles.values())
+        return {
+            "handles": listed,
+            "many": many,
+            "error": ended.error or ended.message,
+            "status": ended.state.value,
+        }
+
+    def results(self) -> list[str]:
+        """The steps that have a value."""
+        return [name for name, ended in self._ended.items() if ended.state is StepState.SUCCEEDED]
+
+    def _exited(self, exit_: Exit) -> None:
+        self.steps_cpu += exit_.cpu
+        attempt = self._by_pid.get(exit_.pid)
+        if attempt is None and not any(one.exit is not None for one in self._by_pid.values()):
+            return
+        alone = all(one.exit is not None or one is attempt for one in self._by_pid.values())
+        for one in list(self._by_pid.values()):
+            if (one is attempt or one.exit is not None) and one.exited(exit_, alone):
+                self.over(one)
+
+    def over(self, attempt: Attempt) -> None:
+        """A child and everything it left behind is gone: tell the machine what came of it."""
+        self._by_pid.pop(attempt.pid, None)
+        self._attempts.pop(attempt.subject, None)
+        self._answers.leave(attempt)
+        if attempt.deadline is not None:
+            attempt.deadline.cancel()
+        self._survivors += [processes.describe(pid) for pid in attempt.survivors]
+        if attempt.question is not None:
+            self._tell(self._evaluated(attempt, attempt.question))
+            return
+        if attempt.left_behind:
+            self.remark(f"{attempt.left_behind} processes that the step left behind were ended.", attempt.job["step"])
+        self._collect(attempt)
+        outcome = self._outcome(attempt)
+        key = attempt.subject
+        if outcome.state is StepState.SUCCEEDED:
+            self._handles.setdefault(key.step, {})[key.iteration or 0] = outcome.handle
+        self._tell(m.AttemptEnded(key=key, outcome=outcome))
+
+    # --- what came of an attempt
+
+    def _outcome(self, attempt: Attempt) -> m.Outcome:
+        result = attempt.result
+        given: dict[str, Any] = {
+            "usage": _usage(attempt),
+            "started": attempt.started or None,
+            "ended": self.now(),
+        }
+        if result is None:
+            reason, message = self._sudden_end(attempt)
+            return m.Outcome(state=StepState.FAILED, reason=reason, message=message, **given)
+        try:
+            if "reason" in result:
+                reason, message, error = Reason(result["reason"]), str(result["message"]), str(result["error"])
+                return m.Outcome(state=StepState.FAILED, reason=reason, message=message, error=error, **given)
+            value = self._value(attempt, result["value"])
+            return m.Outcome(
+                state=StepState.SUCCEEDED, reason=Reason.RETURNED, value=value, handle=result["handle"], **given
+            )
+        except (KeyError, TypeError, ValueError) as wrong:
+            message = f"The process gave a malformed result: {wrong!r:.200}."
+            return m.Outcome(state=StepState.FAILED, reason=Reason.BAD_RESULT, message=message, **given)
+
+    def _value(self, attempt: Attempt, given: Mapping[str, Any]) -> ValueRef:
+        """The client's reference to the value; a large one is announced as an artifact."""
+        format_, size, summary = str(given["format"]), int(given["size"]), str(given["summary"])[:200]
+        if "sha256" not in given:
+            if format_ == "json":
+                return ValueRef(format=format_, json=json.loads(attempt.data), size=size, summary=summary)
+            data = base64.b64encode(attempt.data).decode()
+            return ValueRef(format=format_, data=data, size=size, summary=summary)
+        digest, path = str(given["sha256"]), self.folder / "values" / os.path.basename(str(given["file"]))
+        self._announce(attempt, f"value-{attempt.job['id']}", digest, size, str(path), value=True)
+        return ValueRef(format=format_, sha256=digest, size=size, summary=summary)
+
+    def _sudden_end(self, attempt: Attempt) -> tuple[Reason, str]:
+        """Why there is no result."""
+        if attempt.fault:
+            return Reason.BAD_RESULT, f"What the process sent is no message: {attempt.fault}"
+        if attempt.exit is None:
+            return Reason.INTERNAL, attempt.note or "The process was not started."
+        status = attempt.exit.status
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL and not attempt.killed and self._oom.happened():
+                return Reason.OUT_OF_MEMORY, "The kernel ended the process: the node, or its limit, had no memory left."
+            return Reason.SIGNAL, f"{_signal_name(number)} ended the process before it gave a result."
+        code = os.WEXITSTATUS(status)
+        return (
+            Reason.EXITED,
+            f"The process ended with exit code {code} without giving a result; return a value instead.",
+        )
+
+    def _evaluated(self, attempt: Attempt, question: m.Evaluate) -> m.Evaluated:
+        result = attempt.result
+        if result is not None and "reason" in result:
+            return m.Evaluated(id=question.id, error=str(result.get("error") or result.get("message")))
+        if result is None or not isinstance(result.get("answer"), bool | int):
+            if attempt.killed:
+                return m.Evaluated(id=question.id, error=f"It took longer than {EVALUATION_SECONDS:g} s.")
+            return m.Evaluated(id=question.id, error=self._sudden_end(attempt)[1])
+        if question.kind == "length":
+            items = result.get("items")
+            self._items[id(question.handle), question.path] = (
+                question.handle,
+                items if isinstance(items, list) else [],
+            )
+        return m.Evaluated(id=question.id, value=result["answer"])
+
+    # --- artifacts
+
+    def _collect(self, attempt: Attempt) -> None:
+        for name in attempt.artifacts:
+            self._hasher.add(Hashed(attempt.job, name, os.path.join(attempt.job["artifacts"], name)))
+
+    def _hashed(self, file: Hashed) -> None:
+        job = file.job
+        if file.digest is None:
+            self.record("artifact_lost", ArtifactLost(step=job["step"], name=file.name, reason=file.problem))
+        else:
+            self._announce_for(job, file.name, file.digest, file.size, file.path, value=False)
+        self._maybe_finished()
+
+    def _announce(self, attempt: Attempt, name: str, digest: str, size: int, path: str, *, value: bool) -> None:
+        self._announce_for(attempt.job, name, digest, size, path, value=value)
+
+    def _announce_for(
+        self, job: Mapping[str, Any], name: str, digest: str, size: int, path: str, *, value: bool
+    ) -> None:
+        artifact = ArtifactRecord(
+            step=job["step"],
+            name=name,
+            size=size,
+            sha256=digest,
+            attempt=job["attempt"],
+            iteration=job["iteration"],
+            value=value,
+        )
+        number = self.record("artifact", artifact)
+        self._announce_upload(Upload(digest, path, size, number, job["step"], name))
+
+    # --- the end
+
+    def _spawner_lost(self) -> None:
+        """The spawner died: everything that it held is swept, what ran has failed, and another takes its place."""
+        if self._finish is not None:
+            return
+        lost = list(self._by_pid.values())
+        left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
+        self._survivors += [processes.describe(one.pid) for one in left]
+        if self._spawners < SPAWNERS:
+            self._pool.start([self._command[0]], self._command[1], self._env)
+            self._configure()
+        for attempt in lost:
+            attempt.abandon("The executor's spawner died, and the step with it.")
+            self.over(attempt)
+        if self._spawners >= SPAWNERS:
+            self.terminate("The executor's spawner died again and again.")
+
+    def _finishing(self, finish: m.Finish) -> None:
+        self._finish = finish
+        for attempt in list(self._attempts.values()):  # evaluations that nobody waits for any more
+            if not self._withdraw(attempt):
+                attempt.kill()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._maybe_finished()
+
+    def _maybe_finished(self) -> None:
+        if self._finish is None or self._hasher.busy:
+            return
+        finish, self._hasher = self._finish, Hasher(self._loop, self._hashed)
+        self.stop()
+        cancel = None
+        if finish.state is DeploymentState.CANCELLED or self._survivors:
+            cancel = CancelRecord(
+                reason=self._cancelled or finish.message, killed=self._killed, survivors=tuple(self._survivors)
+            )
+        self._over = True
+        self._done(Finished(finish, cancel))
+
+    def _stop_spawner(self) -> None:
+        if self._pool.pid:
+            self._pool.close()
+            wait_for(self._pool.pid, SWEEP_SECONDS)
+            self._pool.pid = 0
+
+    def stop(self) -> None:
+        """End the spawner and everything below this process."""
+        self._stop_spawner()
+        left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
+        self._survivors += [processes.describe(one.pid) for one in left]
+
+
+def _as_json(given: m.Input) -> dict[str, Any]:
+    return {"handles": given.handles, "many": given.many, "error": given.error, "status": given.status}
+
+
+def _usage(attempt: Attempt) -> Usage | None:
+    if attempt.exit is None:
+        return None
+    status = attempt.exit.status
+    return Usage(
+        cpu=round(attempt.exit.cpu, 6),
+        peak_memory=attempt.exit.peak,
+        exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+        signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
