@@ -47,6 +47,7 @@ __all__ = ["open_store", "serve"]
 log = structlog.get_logger("fieldlab.director")
 
 PACK_SECONDS = 120.0  # to pack the executor
+_PACK = "import sys; from fieldlab_executor import zipapp; zipapp.build(sys.argv[1])"
 END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
 
 
@@ -165,9 +166,12 @@ def _blobs(settings: Settings) -> Blobs:
 
 
 def _pack(path: Path) -> None:
-    """Make ``fieldlab.pyz`` anew from what is installed: the executor's distribution does it, as a program."""
+    """Make ``fieldlab.pyz`` anew from what is installed.
+
+    The executor's distribution does it, in a process of its own: to the director, the executor is data.
+    """
     made = path.with_name(f"{path.name}.new")
-    command = [sys.executable, "-m", "fieldlab_executor", "build-zipapp", str(made)]
+    command = [sys.executable, "-c", _PACK, str(made)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

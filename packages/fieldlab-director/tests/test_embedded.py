@@ -1,0 +1,207 @@
+"""The director as a process: started, embedded, stopped, killed and started again. Each test starts its own."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+from fieldlab_common.errors import ConfigurationError, ConnectorError
+from fieldlab_director import embedded
+from fieldlab_director.__main__ import main
+from fieldlab_director.app import serve
+from fieldlab_director.settings import Settings
+
+
+def client(director, token=None):
+    headers = {"Authorization": f"Bearer {token or director.token}"}
+    return httpx2.Client(base_url=director.url, headers=headers, timeout=30, trust_env=False)
+
+
+def ends(pid, within=30):
+    """Whether a process, which may be nobody's child here, ends in time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], within)[0])
+    finally:
+        os.close(descriptor)
+
+
+def submit(http, name="exp"):
+    """An experiment that waits for a start that nobody asks for."""
+    graph = "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c"
+    assert http.put(f"/v1/blobs/{graph}", params={"offset": 0, "size": 4}, content=b"foo\n").status_code == 200
+    spec = {"name": "a", "node": "a", "environment": {"kind": "host"}, "graph": graph}
+    answer = http.post("/v1/experiments", json={"name": name, "deployments": [spec]})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def test_it_answers_with_a_token_and_the_nodes_that_were_asked_for():
+    with embedded(nodes=[{"name": "a", "site": "x"}, "b"]) as director, client(director) as http:
+        nodes = http.get("/v1/nodes").json()["nodes"]
+        assert [n["name"] for n in nodes] == ["a", "b"]
+        assert nodes[0]["properties"]["site"] == "x"
+        assert http.get("/v1/me").json()["role"] == "admin"
+        assert http.get("/v1/fieldlab.pyz").content == (director.folder / "fieldlab.pyz").read_bytes()
+        pid, folder = director.pid, director.folder
+    assert ends(pid)
+    assert not folder.exists()
+
+
+def test_nodes_that_cannot_be_are_refused_and_nothing_stays_behind():
+    with pytest.raises(ConnectorError):
+        embedded(nodes=["two words"]).start()
+
+
+def test_a_second_start_on_the_folder_goes_on_with_the_same_token(tmp_path):
+    with embedded(tmp_path / "d", nodes=2) as first, client(first) as http:
+        submit_nodes = http.get("/v1/nodes").json()["nodes"]
+        token = first.token
+    with embedded(tmp_path / "d", nodes=2) as second, client(second, token) as http:
+        assert second.token == token
+        assert http.get("/v1/nodes").json()["nodes"] == submit_nodes
+
+
+def test_two_directors_never_share_a_folder(tmp_path):
+    with embedded(tmp_path / "d") as first:
+        with pytest.raises(ConfigurationError, match=f"process {first.pid}"):
+            embedded(tmp_path / "d").start()
+        with client(first) as http:
+            assert http.get("/v1/health").status_code == 200
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with embedded(tmp_path / "d") as first:
+        port = int(first.url.rsplit(":", 1)[1])
+        with pytest.raises(ConfigurationError, match=f"Port {port}"):
+            embedded(tmp_path / "e", port=port).start()
+
+
+def test_everything_that_was_acknowledged_survives_kill_9(tmp_path):
+    acknowledged = {}
+    with embedded(tmp_path / "d", nodes=["a"]) as director:
+        with client(director) as http:
+            experiment = submit(http)
+        path = f"/v1/experiments/{experiment}/events"
+        enough = threading.Barrier(5)
+
+        def work(worker):
+            with client(director) as http:
+                for n in range(100_000):
+                    try:
+                        answer = http.post(path, json={"name": f"w{worker}", "data": n, "key": f"{worker}-{n}"})
+                    except httpx2.TransportError:
+                        return
+                    acknowledged[(f"w{worker}", n)] = answer.json()["number"]
+                    if n == 20:
+                        enough.wait(60)
+
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for worker in workers:
+            worker.start()
+        enough.wait(60)
+        director.kill()
+        for worker in workers:
+            worker.join(60)
+        before = director.url
+        director.restart()
+        assert director.url == before
+        with client(director) as http:
+            events, after = [], 0
+            while page := http.get(path, params={"after": after}).json()["events"]:
+                events += page
+                after = page[-1]["number"]
+    stored = {(e["name"], e["data"]): e["number"] for e in events}
+    assert len(acknowledged) >= 80
+    assert acknowledged.items() <= stored.items()
+    assert [e["number"] for e in events] == list(range(1, len(events) + 1))
+
+
+def test_a_long_poll_is_answered_when_the_director_stops(tmp_path):
+    with embedded(tmp_path / "d", nodes=["a"]) as director, client(director) as http:
+        experiment = submit(http)
+        answers = []
+
+        def wait():
+            with client(director) as other:
+                for _ in range(100):
+                    answer = other.get(f"/v1/experiments/{experiment}/records", params={"lane": "control", "wait": 60})
+                    answers.append(answer)
+                    if answer.json()["state"] == "ready":
+                        ready.set()
+                        answers.append(other.get(f"/v1/experiments/{experiment}/records?lane=control&wait=60"))
+                        return
+
+        ready = threading.Event()
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert ready.wait(60)
+        os.kill(director.pid, signal.SIGTERM)
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert answers[-1].status_code == 200
+        assert ends(director.pid)
+
+
+PARENT = """
+import sys
+from fieldlab_director import embedded
+director = embedded(sys.argv[1] or None, nodes=1).start()
+print(director.pid, director.folder, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_no_director_outlives_the_program_that_embedded_it(tmp_path, kept):
+    folder = str(tmp_path / "d") if kept else ""
+    command = [sys.executable, "-c", PARENT, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        pid, folder = parent.stdout.readline().split()
+        parent.kill()
+    assert ends(int(pid))
+    assert Path(folder).exists() is kept
+
+
+def test_an_ephemeral_director_ends_its_runs_before_it_ends():
+    with embedded(nodes=["a"]) as director, client(director) as http:
+        submit(http)
+        pid = director.pid
+    assert ends(pid)
+
+
+def test_it_does_not_listen_beyond_loopback_in_the_clear(tmp_path):
+    with pytest.raises(ConfigurationError, match="in the clear"):
+        asyncio.run(serve(Settings(data=tmp_path, host="0.0.0.0", port=0)))
+
+
+def test_users_and_tokens_are_made_beside_a_running_director(tmp_path, capsys, monkeypatch):
+    data = ["--data", str(tmp_path / "d")]
+    with embedded(tmp_path / "d") as director:
+        assert main(["user", "add", "ada", "--no-password", *data]) == 0
+        capsys.readouterr()
+        assert main(["token", "create", "ada", "--expires", "1h", *data]) == 0
+        token = capsys.readouterr().out.strip()
+        with client(director, token) as http:
+            assert http.get("/v1/me").json()["user"] == "ada"
+    assert main(["user", "add", "ada", "--no-password", *data]) == 1
+    assert "There is a user 'ada' already" in capsys.readouterr().err
+    assert main(["token", "create", "nobody", *data]) == 1
+
+
+def test_the_log_has_request_ids_and_no_token(tmp_path):
+    with embedded(tmp_path / "d") as director, client(director) as http:
+        request_id = http.get("/v1/me").headers["x-request-id"]
+        token = director.token
+    log = (tmp_path / "d" / "director.log").read_text()
+    assert f'"request_id": "{request_id}"' in log
+    assert token not in log
