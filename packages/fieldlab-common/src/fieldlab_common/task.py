@@ -183,14 +183,14 @@ class FunctionTask(Task[R], Generic[P, R]):
         retry_backoff: float = _UNSET,
         retry_if: Callable[[str], bool] | None = _UNSET,
         cwd: str | None = _UNSET,
-    ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Declare another way to do the task, for nodes for which ``when`` holds; tried in the order of declaration.
 
         What is not given is as the task has it. The decorated function stays a plain function.
         """
         given = {name: value for name, value in locals().items() if name in _SETTINGS}
 
-        def declare(fn: Callable[P, Any]) -> Callable[P, Any]:
+        def declare(fn: Callable[P, R]) -> Callable[P, R]:
             name = getattr(fn, "__name__", f"implementation-{len(self._others) + 1}")
             if any(other.name == name for other in self._others):
                 raise DefinitionError(f"Task {self.task_name!r} has an implementation {name!r} already.")
