@@ -18,6 +18,7 @@ ROOT = HERE.parents[1]
 def mypy(file: Path, folder: Path) -> dict[int, list[str]]:
     """What mypy says against each line of a file."""
     (folder / "mypy.ini").write_text("[mypy]\nstrict = true\nwarn_unreachable = true\n")
+    cache = ROOT / ".cache" / "mypy-typing" if file.is_relative_to(ROOT) else folder
     command = [
         sys.executable,
         "-m",
@@ -25,7 +26,7 @@ def mypy(file: Path, folder: Path) -> dict[int, list[str]]:
         "--config-file",
         str(folder / "mypy.ini"),
         "--cache-dir",
-        str(ROOT / ".cache" / "mypy-typing"),
+        str(cache),
     ]
     found = _output([*command, "--no-error-summary", "--show-absolute-path", str(file)], (0, 1))
     lines: dict[int, list[str]] = {}
