@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
 import sys
 import types
 import zipfile
@@ -27,7 +28,6 @@ Make = Callable[[dict[str, str]], None]
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A folder of modules beside a script, importable while the test runs."""
-    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(files: dict[str, str]) -> None:
@@ -37,12 +37,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
             path.write_text(text)
 
     yield make
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None) or "", *map(str, getattr(module, "__path__", ()))]
+        if any(place.startswith(str(tmp_path)) for place in places):
+            del sys.modules[name]
 
 
 def names(data: bytes) -> list[str]:
-    return zipfile.ZipFile(io.BytesIO(data)).namelist()
+    return [name for name in zipfile.ZipFile(io.BytesIO(data)).namelist() if not name.endswith("/")]
 
 
 def test_what_is_installed_and_what_is_fieldlabs_own_stays() -> None:
@@ -87,6 +89,15 @@ def test_what_modules_import_comes_along_without_being_imported(project: Make) -
 def test_a_package_brings_all_its_sources_and_nothing_else(project: Make) -> None:
     project({"pack_f/__init__.py": "", "pack_f/sub/late.py": "", "pack_f/.hidden/x.py": "", "pack_f/key.pem": "secret"})
     assert names(modules.bundle(["pack_f"])) == ["pack_f/__init__.py", "pack_f/sub/late.py"]
+
+
+def test_a_module_in_folders_that_are_no_packages_loads_from_its_bundle(project: Make, tmp_path: Path) -> None:
+    project({"space_k/inner_k/deep_k.py": "VALUE = 3"})
+    path = tmp_path / "bundle"
+    path.write_bytes(modules.bundle(modules.needed(["space_k.inner_k.deep_k"])))
+    code = f"import sys; sys.path.insert(0, {str(path)!r}); import space_k.inner_k.deep_k as m; print(m.VALUE)"
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert (run.stdout, run.stderr) == ("3\n", "")
 
 
 def test_a_bundle_is_the_same_bytes_whenever_it_is_made(project: Make, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class _Here:
     announced: dict[str, int] = field(default_factory=dict)  # digest -> size of what has not come yet
     ended_as: p.Ended | None = None
     cancel: p.CancelDeployment | None = None
+    gone: bool = False  # its executor has ended: nothing more will come
     told: bool = False  # whether the executor has had the order to stop
     started: float | None = None
     ended: float | None = None
@@ -136,6 +137,7 @@ class Hub:
         """The executor's process has ended: a deployment that has not ended by its own account has failed."""
         with self._changed:
             here = self._here[name]
+            here.gone = True
             for digest in here.announced:
                 self._lose(here, digest, "the executor ended before it was sent")
             here.announced.clear()
@@ -483,7 +485,7 @@ def _info(here: _Here) -> p.DeploymentInfo:
         graph=here.spec.graph,
         epoch=1,
         steps=here.spec.steps,
-        drained=here.ended_as is not None and here.acked["bulk"] >= here.ended_as.bulk,
+        drained=here.gone or (here.ended_as is not None and here.acked["bulk"] >= here.ended_as.bulk),
         started=here.started,
         ended=here.ended,
     )

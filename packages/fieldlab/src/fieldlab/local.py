@@ -54,6 +54,7 @@ __all__ = ["LocalSource", "run"]
 _D = DeploymentState
 STOP_SECONDS = 30.0  # for a cancelled executor to end what runs; then it is killed, and sweeps what is left
 KILL_SECONDS = 5.0
+SETTLE_SECONDS = 10.0  # for the executors of a run that has ended to leave by themselves
 PREPARE_SECONDS = 900.0  # for an environment to be made
 
 
@@ -105,9 +106,13 @@ def run(
         experiment = _played_here(what)
     else:
         raise DefinitionError(f"fl.run takes a DAG or an experiment, not {what!r:.80}.")
-    handle = _start(require_sound(pack(experiment)), folder)
+    shipment = require_sound(pack(experiment))
+    _require_platform()
+    source = LocalSource(shipment, folder)
+    source.launch()
+    handle = Run(source, source.info(), steps=step_names(shipment))
     if wait or isinstance(what, DAG):
-        _finish(handle, timeout, watch)
+        _finish(handle, source, timeout, watch)
     return handle if isinstance(what, Experiment) else next(iter(handle.results.values()))
 
 
@@ -120,13 +125,6 @@ def _played_here(experiment: Experiment) -> Experiment:
     return made
 
 
-def _start(shipment: Shipment, folder: str | os.PathLike[str] | None) -> Run:
-    _require_platform()
-    source = LocalSource(shipment, folder)
-    source.launch()
-    return Run(source, source.info(), steps=step_names(shipment))
-
-
 def _require_platform() -> None:
     if sys.platform == "win32":
         raise UnsupportedError("Executors do not run on Windows.", advice="Use WSL, or a director with Linux nodes.")
@@ -136,12 +134,13 @@ def _require_platform() -> None:
         )
 
 
-def _finish(handle: Run, timeout: float | None, watch: bool) -> None:
+def _finish(handle: Run, source: LocalSource, timeout: float | None, watch: bool) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         if watch:
             watch_run(handle, handle.log_feed(), detach=False, until=deadline)
         handle.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        source.settle()
     except BaseException:  # Ctrl-C and a timeout alike: nothing may be left behind, then the caller is told
         handle.cancel("interrupted")
         handle.close()
@@ -168,6 +167,10 @@ class LocalSource:
             folder = self._folder / "deployments" / deployment.name
             self._carrier.launch(self._shipment.name, deployment, folder)
         self._carrier.start()
+
+    def settle(self) -> None:
+        """Wait until the executors of a run that has ended have sent their last logs and are gone."""
+        self._carrier.join(SETTLE_SECONDS)
 
     def info(self) -> p.ExperimentInfo:
         return self._hub.info()
@@ -268,6 +271,11 @@ class _Carrier:
         """Begin to serve."""
         self._thread.start()
 
+    def join(self, timeout: float) -> None:
+        """Wait until all executors are gone."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
     def close(self) -> None:
         """End every executor, at first with a request, and wait until all are gone."""
         with self._lock:
@@ -277,8 +285,7 @@ class _Carrier:
         if self.hub.unfinished():
             self.hub.cancel("the run was closed", ())
         self.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(STOP_SECONDS + 2 * KILL_SECONDS)
+        self.join(STOP_SECONDS + 2 * KILL_SECONDS)
 
     # --- preparing and launching ---
 

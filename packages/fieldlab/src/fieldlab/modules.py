@@ -77,7 +77,8 @@ def _beside_parent(name: str) -> tuple[str | None, tuple[str, ...]]:
         plain = os.path.join(folder, leaf + ".py")
         if os.path.isfile(plain):
             return plain, ()
-    return None, ()
+    spread = [os.path.join(folder, leaf) for folder in _places(parent)[1]]
+    return None, tuple(folder for folder in spread if os.path.isdir(folder))
 
 
 def is_own(name: str) -> bool:
@@ -223,6 +224,8 @@ def bundle(modules: Iterable[str]) -> bytes:
         return b""
     buffer, total = io.BytesIO(), 0
     with zipfile.ZipFile(buffer, "w") as archive:
+        for name in _folders(entries):  # without them, zipimport finds no namespace package before Python 3.13
+            archive.writestr(_info(name, 0o755), b"")
         for name in sorted(entries):
             data = Path(entries[name].path).read_bytes()
             total += len(data)
@@ -231,7 +234,19 @@ def bundle(modules: Iterable[str]) -> bytes:
                     f"The sources that tasks import are more than {MAX_BUNDLE // 2**20} MiB.",
                     advice="Make a distribution of them, install it, and name it in packages=.",
                 )
-            info = zipfile.ZipInfo(name, date_time=_EPOCH)
-            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            archive.writestr(info, data, compresslevel=6)
+            archive.writestr(_info(name, 0o644), data, compresslevel=6)
     return buffer.getvalue()
+
+
+def _folders(names: Iterable[str]) -> list[str]:
+    found: set[str] = set()
+    for name in names:
+        parts = name.split("/")[:-1]
+        found.update("/".join(parts[: index + 1]) + "/" for index in range(len(parts)))
+    return sorted(found)
+
+
+def _info(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, date_time=_EPOCH)
+    info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, mode << 16, 3
+    return info

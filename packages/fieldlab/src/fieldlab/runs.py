@@ -19,7 +19,7 @@ from fieldlab_common.builtin import check_event_name
 from fieldlab_common.deployment import Graph
 from fieldlab_common.errors import DefinitionError, EventTooLarge, RunFailed, WaitTimeout
 from fieldlab_common.events import MAX_EVENT_BYTES, Event
-from fieldlab_common.lifecycle import DeploymentState, ExperimentState, StepState
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 from fieldlab_common.protocol import Lane
 
 from fieldlab import artifacts as _artifacts
@@ -33,7 +33,7 @@ __all__ = ["Deployments", "Run", "RunEvents"]
 
 LONG_POLL = 20.0  # seconds for which one request may be held
 SETTLING = 0.25  # seconds between looks when all deployments have ended and the run is about to
-DRAINING = 10.0  # seconds for which logs of a run that has ended are waited for, since the last that came
+DRAINING = 5.0  # seconds for which logs of a run that has ended are waited for, since the last that came
 
 
 class Deployments(Mapping[str, p.DeploymentInfo]):
@@ -240,6 +240,8 @@ class Run:
     ) -> Iterator[LogLine] | Logs:
         """Its output so far (``Logs``), or with ``follow`` an iterator that goes on until the run has ended.
 
+        Of a run that has ended it is all, but for what comes later than a few seconds after the last.
+
         ``stream`` is ``stdout``, ``stderr``, ``log`` or ``executor``.
         """
         wanted = LogFilter(deployment=deployment, step=step, stream=stream)
@@ -268,17 +270,15 @@ class Run:
         cursor, quiet_since = 0, self._clock()
         ended = False
         while True:
-            wait = 0.0 if not follow else (1.0 if ended else LONG_POLL)
+            wait = 1.0 if ended else (LONG_POLL if follow else 0.0)
             page = self._source.records(Lane.BULK, cursor, wait)
             yield from page.records
             cursor = page.cursor
             if page.records:
                 quiet_since = self._clock()
                 continue
-            if not follow:
-                return
-            ended = page.state.terminal
-            if ended and (self._drained() or self._clock() - quiet_since > DRAINING):
+            ended = page.state.terminal  # then what is still on its way is waited for, for a while
+            if not (ended or follow) or (ended and (self._drained() or self._clock() - quiet_since > DRAINING)):
                 return
 
     def log_feed(self) -> Callable[[], list[LogLine]]:
@@ -296,8 +296,7 @@ class Run:
         return read
 
     def _drained(self) -> bool:
-        gone = (DeploymentState.LOST, DeploymentState.CANCELLED)
-        return all(d.drained or d.state in gone or not d.epoch for d in self.info.deployments)
+        return all(d.drained or d.reason in _NOTHING_COMES or not d.epoch for d in self.info.deployments)
 
     def _steps_of(self, info: p.DeploymentInfo) -> tuple[str, ...]:
         if info.graph not in self._steps:
@@ -319,6 +318,9 @@ class Run:
             logs=step_logs,
             artifacts=step_artifacts,
         )
+
+
+_NOTHING_COMES = (Reason.SILENT, Reason.EXECUTOR_LOST, Reason.LAUNCH_FAILED, Reason.PREPARE_FAILED)
 
 
 def _standing(info: p.ExperimentInfo) -> str:

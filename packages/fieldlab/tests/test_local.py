@@ -1,0 +1,252 @@
+"""``fl.run``: the same DAG here, with real executors, no director and no port. Every test starts its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fieldlab as fl
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="executors do not run on Windows")
+
+
+@fl.task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@fl.task
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+@fl.task
+def pid_of_me(*, ctx: fl.TaskContext) -> int:
+    ctx.events.send("pid", os.getpid())
+    ctx.stopping.wait()
+    return os.getpid()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_dag_gives_the_results_of_its_steps() -> None:
+    with fl.DAG("sum") as dag:
+        add(add(1, 2), 3).named("total")
+    results = fl.run(dag)
+    assert results["total"].value == 6
+    assert results["add"].value == 3
+    assert results.state is fl.DeploymentState.SUCCEEDED
+
+
+def test_a_failure_is_a_result_with_its_traceback() -> None:
+    with fl.DAG("d") as dag:
+        fail("this went wrong")
+    step = fl.run(dag)["fail"]
+    assert (step.status, step.reason) == (fl.StepState.FAILED, fl.Reason.RAISED)
+    with pytest.raises(fl.StepFailed, match="this went wrong"):
+        _ = step.value
+
+
+def test_output_and_artifacts_are_there_afterwards(tmp_path: Path) -> None:
+    @fl.task
+    def write(*, ctx: fl.TaskContext) -> None:
+        print("hello from the step")
+        Path(ctx.artifact("out/a.txt")).write_text("content")
+
+    with fl.DAG("d") as dag:
+        write()
+    step = fl.run(dag)["write"]
+    assert [line.text for line in step.logs if line.stream == "stdout"] == ["hello from the step"]
+    assert [one.name for one in step.artifacts] == ["out/a.txt"]
+    assert step.artifacts[0].read() == b"content"
+    assert step.artifacts[0].download(tmp_path / "x").read_text() == "content"
+
+
+def test_a_large_value_and_one_that_is_no_data_come_back() -> None:
+    @fl.task
+    def large() -> bytes:
+        return b"x" * 3_000_000
+
+    @fl.task
+    def opaque() -> Any:
+        return threading.Thread
+
+    with fl.DAG("d") as dag:
+        large()
+        opaque()
+    results = fl.run(dag)
+    assert results["large"].value == b"x" * 3_000_000
+    with pytest.raises(fl.UntrustedValue):
+        _ = results["opaque"].value
+    assert results["opaque"].trust() is threading.Thread
+
+
+def test_a_file_arrives_as_a_path(tmp_path: Path) -> None:
+    @fl.task
+    def read(path: str) -> str:
+        return Path(path).name + ":" + Path(path).read_text()
+
+    (tmp_path / "in.txt").write_text("data")
+    with fl.DAG("d") as dag:
+        read(fl.File(str(tmp_path / "in.txt")))
+    assert fl.run(dag)["read"].value == "in.txt:data"
+
+
+def test_an_experiment_plays_every_node_with_one_event_log() -> None:
+    @fl.task
+    def meet(*, ctx: fl.TaskContext) -> Any:
+        ctx.events.send("hello", ctx.node.name)
+        ctx.barrier("all")
+        return sorted(event.data for event in ctx.events.wait("hello", count=2)), ctx.node["site"]
+
+    with fl.DAG("d") as dag:
+        meet()
+    nodes = [fl.Node.dummy("pi-1", site="lab"), fl.Node.dummy("pi-2", site="roof", python=["3.13"])]
+    run = fl.run(fl.Experiment("e").map(dag, nodes))
+    assert run.state is fl.ExperimentState.SUCCEEDED
+    assert run.results["pi-1"]["meet"].value == (["pi-1", "pi-2"], "lab")
+    assert run.results["pi-2"]["meet"].value == (["pi-1", "pi-2"], "roof")
+
+
+def test_a_run_can_be_talked_to_and_cancelled_while_it_goes_on() -> None:
+    with fl.DAG("d") as dag:
+        go = fl.wait_for("go")
+        pid_of_me().after(go)
+    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("a")), wait=False)
+    run.events.send("go")
+    pid = run.events.wait("pid", timeout=60)[0].data
+    run.cancel(reason="enough")
+    assert run.wait(timeout=60) is fl.ExperimentState.CANCELLED
+    assert gone(pid)
+    assert run.results["a"]["pid_of_me"].status is fl.StepState.CANCELLED
+    run.close()
+
+
+def test_a_timeout_cancels_and_leaves_nothing() -> None:
+    with fl.DAG("d") as dag:
+        fl.wait_for("never")
+    with pytest.raises(fl.WaitTimeout):
+        fl.run(dag, timeout=1.5)
+    assert not subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "fieldlab_executor"], capture_output=True).stdout
+
+
+def test_an_executor_that_is_killed_fails_its_deployment_and_no_other() -> None:
+    with fl.DAG("one") as one:
+        pid_of_me()
+    with fl.DAG("two") as two:
+        add(1, 1).after(fl.wait_for("go"))
+    experiment = fl.Experiment("e").map(one, fl.Node.dummy("a")).map(two, fl.Node.dummy("b"))
+    run = fl.run(experiment, wait=False)
+    task_pid = run.events.wait("pid", timeout=60)[0].data
+    executor = next(one for one in run._source._carrier._executors.values() if one.name == "a")  # type: ignore[attr-defined]
+    executor.process.send_signal(signal.SIGKILL)
+    run.events.wait("fieldlab.deployment", where=lambda e: e.data["state"] == "failed", timeout=60)
+    run.events.send("go")
+    assert run.wait(timeout=60) is fl.ExperimentState.FAILED
+    results = run.results
+    assert results["a"].reason is fl.Reason.EXECUTOR_LOST
+    assert "signal 9" in results["a"].message
+    assert results["a"]["pid_of_me"].status is fl.StepState.FAILED
+    assert results["b"]["add"].value == 2
+    deadline = time.monotonic() + 30
+    while not gone(task_pid):
+        assert time.monotonic() < deadline, "the task outlived its executor"
+        threading.Event().wait(0.05)
+    run.close()
+
+
+def test_the_folder_goes_with_the_handle_unless_it_was_given(tmp_path: Path) -> None:
+    with fl.DAG("d") as dag:
+        add(1, 1)
+    experiment = fl.Experiment("e").map(dag, fl.Node.dummy("a"))
+    kept = fl.run(experiment, folder=tmp_path / "kept")
+    kept.close()
+    assert (tmp_path / "kept" / "deployments" / "a" / "launch.json").stat().st_mode & 0o777 == 0o600
+    other = fl.run(experiment)
+    folder = other._source._folder  # type: ignore[attr-defined]
+    assert folder.is_dir()
+    other.close()
+    assert not folder.exists()
+
+
+def test_progress_is_shown_when_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with fl.DAG("d") as dag:
+        add(1, 2)
+    fl.run(dag, watch=True)
+    assert "localhost/add: succeeded, 3" in capsys.readouterr().out
+
+
+def test_what_cannot_run_is_told_at_once() -> None:
+    with fl.DAG("d") as dag:
+        add(threading.Lock(), 1)
+    with pytest.raises(fl.PlanError, match="lock"):
+        fl.run(dag)
+    with pytest.raises(fl.DefinitionError):
+        fl.run(add)  # type: ignore[call-overload]
+
+
+SCRIPT = """
+import signal, sys, threading, os
+import fieldlab as fl
+import helper_of_script
+
+@fl.task
+def sleeper(*, ctx: fl.TaskContext) -> None:
+    helper_of_script.say(ctx)
+    ctx.stopping.wait()
+
+if __name__ == "__main__":
+    with fl.DAG("d") as dag:
+        sleeper()
+    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("a")), wait=False)
+    print(run.events.wait("pid", timeout=60)[0].data, flush=True)
+    try:
+        run.wait()
+    finally:
+        run.close()
+"""
+HELPER = "import os\n\ndef say(ctx):\n    ctx.events.send('pid', os.getpid())\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Any:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "helper_of_script.py").write_text(HELPER)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def await_gone(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while not gone(pid):
+        assert time.monotonic() < deadline, "a process was left behind"
+        threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind_when_the_program_is_ended(script: Any, number: signal.Signals) -> None:
+    pid = int(script.stdout.readline())
+    script.send_signal(number)
+    script.wait(60)
+    await_gone(pid)
