@@ -74,7 +74,8 @@ class Input:
     """What a step's arguments may take of another step.
 
     ``handles`` has its value's handle, or none if it has no value. ``many``: it is an iterated step, its value the list
-    of all handles; a handle None stands for the value None of an iteration that failed. ``error`` is its error as text,
+    of all handles; a handle None stands for the value None: of an iteration that failed, or of a background step that
+    was stopped and returned nothing. ``error`` is its error as text,
     ``status`` the name of its state.
     """
 

@@ -11,15 +11,17 @@ searched, only a cancel looks at all of them.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 from fieldlab_common.deployment import Graph, On, Repeat
 from fieldlab_common.errors import IllegalTransition
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState, advance
 from fieldlab_common.protocol import StepRecord
 
+from fieldlab_executor.agenda import Agenda
 from fieldlab_executor.instructions import (
     AttemptEnded,
     AttemptReady,
@@ -43,7 +45,7 @@ from fieldlab_executor.instructions import (
     Terminated,
     TimerFired,
 )
-from fieldlab_executor.steps import Item, Slots, Step, wire
+from fieldlab_executor.steps import STOPPED_AS, Item, Slots, Step, attempt_record, judged, settled_record, wire
 
 __all__ = [
     "MAX_DELAY",
@@ -78,15 +80,6 @@ SIGTERM = 15
 
 _W, _R = StepState.WAITING, StepState.RUNNING
 _OK, _FAILED, _SKIPPED, _CANCELLED = StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED, StepState.CANCELLED
-# What a step becomes that was told to stop, by the reason why.
-_STOPPED_AS: Mapping[Reason, StepState] = {
-    Reason.STOPPED: _OK,
-    Reason.EARLY_END: _FAILED,
-    Reason.REFUSED: _FAILED,
-    Reason.STOP_ON_FAILURE: _CANCELLED,
-    Reason.CANCELLED: _CANCELLED,
-    Reason.TERMINATED: _CANCELLED,
-}
 
 
 class Machine:
@@ -101,10 +94,7 @@ class Machine:
         self._effects: list[Effect] = []
         self._settled: deque[Step] = deque()  # ended, and what follows from it is not yet drawn
         self._running: dict[Key, Item] = {}
-        self._timers: dict[str, Callable[[], None]] = {}
-        self._asked: dict[int, Callable[[Evaluated], None]] = {}
-        self._evaluations = 0
-        self._moving: set[object] = set()  # what will bring a stimulus by itself
+        self._agenda = Agenda(self._do)
         self._measured = 0
         self._measuring = False
         self._left = len(self._steps)
@@ -148,11 +138,9 @@ class Machine:
                 if key in self._running:
                     self._item_ready(self._running[key])
             case TimerFired(name=name):
-                self._fired(name)
-            case Evaluated(id=id_):
-                self._moving.discard(id_)
-                if answer := self._asked.pop(id_, None):
-                    answer(stimulus)
+                self._agenda.fired(name)
+            case Evaluated():
+                self._agenda.answered(stimulus)
             case CancelRequested(reason=reason):
                 self._halt(Reason.CANCELLED, reason or "It was cancelled.")
             case Terminated(message=message):
@@ -165,7 +153,7 @@ class Machine:
 
     def _flush(self) -> list[Effect]:
         self._work()
-        while self._left and not self._moving:
+        while self._left and self._agenda.stalled:
             self._unblock()
             self._work()
         if (self._measured > 0) != self._measuring:
@@ -225,10 +213,8 @@ class Machine:
             return
         source = self._steps[when.step].input()
         handle = source.handles if source.many else source.handles[0]
-        effect = Evaluate(
-            id=self._next_id(), kind="when", code=when.code, handle=handle, many=source.many, path=when.path
-        )
-        self._evaluate(effect, lambda answer: self._condition(step, answer))
+        then = functools.partial(self._condition, step)
+        self._agenda.ask("when", then, code=when.code, handle=handle, many=source.many, path=when.path)
 
     def _condition(self, step: Step, answer: Evaluated) -> None:
         if step.state is not _W:
@@ -251,8 +237,8 @@ class Machine:
             self._fan_out(step, len(source.handles))
             return
         handle = source.handles if source.many else source.handles[0]
-        effect = Evaluate(id=self._next_id(), kind="length", handle=handle, many=source.many, path=spec.over_path)
-        self._evaluate(effect, lambda answer: self._length(step, answer))
+        then = functools.partial(self._length, step)
+        self._agenda.ask("length", then, handle=handle, many=source.many, path=spec.over_path)
 
     def _length(self, step: Step, answer: Evaluated) -> None:
         if step.state is not _W:
@@ -280,7 +266,7 @@ class Machine:
     def _launch(self, step: Step, iteration: int | None) -> None:
         item = Item(step, iteration, planned=self._now, delay=step.spec.retry.delay)
         step.items[iteration] = item
-        self._slots.offer(item)
+        self._offer(item)
 
     def _mark_running(self, step: Step) -> None:
         step.state = advance(step.state, _R)
@@ -295,6 +281,8 @@ class Machine:
             return
         if step.state is _W:
             self._mark_running(step)
+        if item.attempt == 1 and item.offered < self._now:  # it had to wait for its turn
+            item.planned = self._now
         item.running, item.started = True, self._now
         item.timed_out = item.killed = False
         item.kill_at = None
@@ -302,9 +290,9 @@ class Machine:
         self._measured += spec.measured
         self._do(StartAttempt(key=key, inputs=self._inputs(step)))
         if spec.timeout is not None:
-            self._set("timeout", item, self._now + spec.timeout, lambda: self._timed_out(item))
+            self._agenda.set("timeout", item, self._now + spec.timeout, lambda: self._timed_out(item))
         if spec.background is None or not item.ready:
-            self._moving.add(key)
+            self._agenda.expect(key)
         if spec.background is not None and not spec.background.announces:
             self._item_ready(item)
         if step.asked:
@@ -326,12 +314,12 @@ class Machine:
             raise IllegalTransition(f"Attempt {key.attempt} of step {key.step!r} ended, and does not run.")
         step = item.step
         item.running = False
-        self._moving.discard(key)
+        self._agenda.expect_no_more(key)
         self._measured -= step.spec.measured
         self._slots.release(item)
         for kind in ("timeout", "kill"):
-            self._clear(kind, item)
-        outcome = _judge(item, outcome)
+            self._agenda.clear(kind, item)
+        outcome = judged(item, outcome)
         if outcome.state is not _FAILED or step.intent is not None or not self._retry(item, outcome):
             self._item_ended(item, outcome)
 
@@ -342,12 +330,13 @@ class Machine:
             return False
         if item.step.spec.background is not None:
             self._item_unready(item)
+        item.failed = outcome
         if retry.condition is None:
             self._again(item, outcome)
             return True
         text = outcome.error or outcome.message
-        effect = Evaluate(id=self._next_id(), kind="retry_if", code=retry.condition, text=text)
-        self._evaluate(effect, lambda answer: self._retry_answer(item, outcome, answer))
+        then = functools.partial(self._retry_answer, item, outcome)
+        self._agenda.ask("retry_if", then, code=retry.condition, text=text)
         return True
 
     def _retry_answer(self, item: Item, outcome: Outcome, answer: Evaluated) -> None:
@@ -355,23 +344,27 @@ class Machine:
             return
         if answer.error:
             message = f"{outcome.message} Its retry condition could not be evaluated: {answer.error}".strip()
-            self._item_ended(item, _replace(outcome, message=message))
+            self._item_ended(item, replace(outcome, message=message))
         elif answer.value:
             self._again(item, outcome)
         else:
             self._item_ended(item, outcome)
 
     def _again(self, item: Item, outcome: Outcome) -> None:
-        self._report(item, outcome)
+        self._do(Report(record=attempt_record(item, outcome, self._now)))
         item.attempt += 1
         delay, item.delay = item.delay, min(item.delay * item.step.spec.retry.backoff, MAX_DELAY)
         self._offer_at(item, self._now + min(delay, MAX_DELAY))
 
     def _offer_at(self, item: Item, at: float) -> None:
         if at > self._now:
-            self._set("next", item, at, lambda: self._slots.offer(item), moving=True)
+            self._agenda.set("next", item, at, lambda: self._offer(item), moving=True)
         else:
-            self._slots.offer(item)
+            self._offer(item)
+
+    def _offer(self, item: Item) -> None:
+        item.offered = self._now
+        self._slots.offer(item)
 
     def _item_ended(self, item: Item, outcome: Outcome) -> None:
         step = item.step
@@ -381,7 +374,7 @@ class Machine:
             step.handles = [outcome.handle] if outcome.state is _OK else []
             self._settle(step, outcome, attempt=item.attempt)
             return
-        self._report(item, outcome)
+        self._do(Report(record=attempt_record(item, outcome, self._now)))
         if step.spec.repeat is not None:
             step.handles.append(outcome.handle if outcome.state is _OK else None)
         elif outcome.state is _OK:
@@ -410,8 +403,8 @@ class Machine:
         if step.failure is not None or (repeat.times is not None and len(step.handles) >= repeat.times):
             self._settle_iterated(step)
         elif repeat.until is not None and outcome.state is _OK:
-            effect = Evaluate(id=self._next_id(), kind="until", code=repeat.until, handle=outcome.handle)
-            self._evaluate(effect, lambda answer: self._until(item, repeat, answer))
+            then = functools.partial(self._until, item, repeat)
+            self._agenda.ask("until", then, code=repeat.until, handle=outcome.handle)
         else:
             self._next_iteration(item, repeat)
 
@@ -440,13 +433,13 @@ class Machine:
         if step.failure is None:
             self._settle(step, Outcome(state=_OK, reason=Reason.RETURNED))
         else:
-            self._settle(step, _replace(step.failure, value=None, usage=None, started=None, ended=None))
+            self._settle(step, replace(step.failure, value=None, usage=None, started=None, ended=None))
 
     def _settle_stopped(self, step: Step) -> None:
         """End a step that was told to stop, once nothing of it runs any more."""
         if step.items or step.intent is None:
             return
-        state = _STOPPED_AS[step.intent]
+        state = STOPPED_AS[step.intent]
         if step.failure is not None and step.intent in (Reason.STOPPED, Reason.STOP_ON_FAILURE):
             self._settle_iterated(step)
         else:
@@ -460,42 +453,7 @@ class Machine:
         step.error, step.message = outcome.error, outcome.message
         self._left -= 1
         self._settled.append(step)
-        iterations = len(step.handles) if step.iterated and step.started is not None else None
-        self._report_settled(step, outcome, attempt, iterations)
-
-    def _report_settled(self, step: Step, outcome: Outcome, attempt: int, iterations: int | None) -> None:
-        record = StepRecord(
-            step=step.name,
-            state=outcome.state,
-            settled=True,
-            attempt=attempt,
-            iterations=iterations,
-            reason=outcome.reason,
-            message=outcome.message,
-            error=outcome.error,
-            started=outcome.started if outcome.started is not None else step.started,
-            ended=outcome.ended if outcome.ended is not None else self._now,
-            value=outcome.value,
-            usage=outcome.usage,
-        )
-        self._do(Report(record=record))
-
-    def _report(self, item: Item, outcome: Outcome) -> None:
-        """Report an attempt or an iteration that does not end its step."""
-        record = StepRecord(
-            step=item.step.name,
-            state=outcome.state,
-            attempt=item.attempt,
-            iteration=item.iteration,
-            reason=outcome.reason,
-            message=outcome.message,
-            error=outcome.error,
-            started=outcome.started if outcome.started is not None else item.started,
-            ended=outcome.ended if outcome.ended is not None else self._now,
-            value=outcome.value,
-            usage=outcome.usage,
-        )
-        self._do(Report(record=record))
+        self._do(Report(record=settled_record(step, outcome, self._now, attempt)))
 
     # --- what follows from the end of a step
 
@@ -540,7 +498,7 @@ class Machine:
         if item.ready or step.spec.background is None:
             return
         item.ready = True
-        self._moving.discard(item.key)
+        self._agenda.expect_no_more(item.key)
         step.awaited -= 1
         if step.awaited or step.ready:
             return
@@ -573,6 +531,8 @@ class Machine:
                 early = host.state is _OK
                 message = f"It was to run while {host.name!r} does, which ended as {host.state.value} before."
                 reason = Reason.EARLY_END if early else Reason.UPSTREAM
+                for item in list(step.items.values()):
+                    self._drop(item)
                 self._settle(step, Outcome(state=_SKIPPED, reason=reason, message=message))
             elif step.state is _R and host.state is _FAILED:
                 message = f"It ran while {host.name!r} did, which failed: {host.message}"
@@ -605,19 +565,24 @@ class Machine:
             if item.running:
                 self._ask_item(item, signal, grace)
             else:
-                item.live = False
-                self._clear("next", item)
-                del step.items[item.iteration]
+                self._drop(item)
         self._settle_stopped(step)
 
+    def _drop(self, item: Item) -> None:
+        item.live = False
+        self._agenda.clear("next", item)
+        del item.step.items[item.iteration]
+        if item.step.intent is Reason.STOPPED:  # it was to be tried again, and will not be: it failed
+            item.step.failure = item.step.failure or item.failed
+
     def _ask_item(self, item: Item, signal: int | None, grace: float) -> None:
-        self._clear("timeout", item)
-        self._moving.add(item.key)
+        self._agenda.clear("timeout", item)
+        self._agenda.expect(item.key)
         self._do(StopAttempt(key=item.key, signal=signal))
         at = self._now + grace
         if item.kill_at is None or at < item.kill_at:
             item.kill_at = at
-            self._set("kill", item, at, lambda: self._kill(item))
+            self._agenda.set("kill", item, at, lambda: self._kill(item))
 
     def _kill(self, item: Item) -> None:
         item.killed = True
@@ -638,65 +603,12 @@ class Machine:
 
     def _refused(self, name: str, message: str) -> None:
         step = self._steps.get(name)
-        if step is None or name in self._refusals:
-            self._refusals.setdefault(name, message)
-            return
-        self._refusals[name] = message
         text = f"The director refused a record of it: {message}"
-        if step.state.terminal:
-            # Its record may be the very one that was refused; this one stands in for it, and changes nothing else.
-            self._report_settled(step, Outcome(state=_FAILED, reason=Reason.REFUSED, message=text), 1, None)
-        else:
+        if step is not None and not step.state.terminal:
             self._stop(step, Reason.REFUSED, text, SIGTERM, self._grace)
-
-    # --- timers and questions
-
-    def _set(self, kind: str, item: Item, at: float, then: Callable[[], None], *, moving: bool = False) -> None:
-        name = _timer(kind, item)
-        self._timers[name] = then
-        if moving:
-            self._moving.add(name)
-        self._do(SetTimer(name=name, at=at))
-
-    def _clear(self, kind: str, item: Item) -> None:
-        name = _timer(kind, item)
-        if self._timers.pop(name, None) is not None:
-            self._moving.discard(name)
-            self._do(ClearTimer(name=name))
-
-    def _fired(self, name: str) -> None:
-        self._moving.discard(name)
-        if then := self._timers.pop(name, None):
-            then()
-
-    def _next_id(self) -> int:
-        self._evaluations += 1
-        return self._evaluations
-
-    def _evaluate(self, effect: Evaluate, then: Callable[[Evaluated], None]) -> None:
-        self._asked[effect.id] = then
-        self._moving.add(effect.id)
-        self._do(effect)
-
-
-def _timer(kind: str, item: Item) -> str:
-    return f"{kind}:{item.step.name}:{'' if item.iteration is None else item.iteration}:{item.attempt}"
-
-
-def _replace(outcome: Outcome, **changes: Any) -> Outcome:
-    from dataclasses import replace
-
-    return replace(outcome, **changes)
-
-
-def _judge(item: Item, outcome: Outcome) -> Outcome:
-    """What an attempt's end means, given what was asked of it."""
-    step = item.step
-    if item.timed_out:
-        message = f"It took longer than {step.spec.timeout:g} s."
-        return _replace(outcome, state=_FAILED, reason=Reason.TIMEOUT, message=message)
-    if step.intent is None:
-        return outcome
-    if step.intent is Reason.STOPPED and item.killed and outcome.state is _FAILED:
-        return _replace(outcome, message=f"It was asked to stop, and was killed when it did not. {outcome.message}")
-    return _replace(outcome, state=_STOPPED_AS[step.intent], reason=step.intent, message=step.intent_message)
+        elif name not in self._refusals:
+            self._refusals[name] = message
+            if step is not None:
+                # The record that ended it may be the very one that was refused; this one stands in for it.
+                outcome = Outcome(state=_FAILED, reason=Reason.REFUSED, message=text)
+                self._do(Report(record=settled_record(step, outcome, self._now)))

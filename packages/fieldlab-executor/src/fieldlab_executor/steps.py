@@ -11,16 +11,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldlab_common.deployment import Graph, Need, On, StepSpec
 from fieldlab_common.errors import InvalidMessage
 from fieldlab_common.lifecycle import Reason, StepState
+from fieldlab_common.protocol import StepRecord
 
 from fieldlab_executor.instructions import Input, Key, Outcome
 
-__all__ = ["Item", "Slots", "Step", "wire"]
+__all__ = ["STOPPED_AS", "Item", "Slots", "Step", "attempt_record", "judged", "settled_record", "wire"]
+
+# What a step becomes that was told to stop, by the reason why.
+STOPPED_AS: Mapping[Reason, StepState] = {
+    Reason.STOPPED: StepState.SUCCEEDED,
+    Reason.EARLY_END: StepState.FAILED,
+    Reason.REFUSED: StepState.FAILED,
+    Reason.STOP_ON_FAILURE: StepState.CANCELLED,
+    Reason.CANCELLED: StepState.CANCELLED,
+    Reason.TERMINATED: StepState.CANCELLED,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +40,7 @@ class Item:
 
     step: Step
     iteration: int | None
-    planned: float  # when it should start
+    planned: float  # when it was to start; when it did, if it had to wait for its turn
     delay: float  # before its next attempt
     attempt: int = 1
     live: bool = True  # it has not ended, and was not dropped
@@ -38,7 +49,9 @@ class Item:
     timed_out: bool = False
     killed: bool = False
     kill_at: float | None = None
+    offered: float = 0.0
     started: float = 0.0
+    failed: Outcome | None = None  # how its last attempt failed, if it is to be tried again
     woken: str = ""  # the resource whose release brought it back to the queue
 
     @property
@@ -197,6 +210,60 @@ def _count_descendants(steps: Iterable[Step]) -> None:
             if step.spec.background is None:
                 step.ancestors.append(host)
                 host.own_left += 1
+
+
+# --- what became of it ------------------------------------------------------------------------------------------------
+
+
+def judged(item: Item, outcome: Outcome) -> Outcome:
+    """What the end of an attempt means, given what was asked of it. What was asked first counts."""
+    step = item.step
+    if item.timed_out:
+        message = f"It took longer than {step.spec.timeout:g} s."
+        return replace(outcome, state=StepState.FAILED, reason=Reason.TIMEOUT, message=message)
+    if step.intent is None:
+        return outcome
+    if step.intent is Reason.STOPPED:
+        if item.killed and outcome.state is StepState.FAILED:
+            message = f"It was asked to stop, and was killed when it did not. {outcome.message}".rstrip()
+            return replace(outcome, message=message)
+        return replace(outcome, state=StepState.SUCCEEDED, reason=Reason.STOPPED, message="", error="")
+    return replace(outcome, state=STOPPED_AS[step.intent], reason=step.intent, message=step.intent_message)
+
+
+def attempt_record(item: Item, outcome: Outcome, now: float) -> StepRecord:
+    """The record of an attempt, or an iteration, that does not end its step."""
+    return StepRecord(
+        step=item.step.name,
+        state=outcome.state,
+        attempt=item.attempt,
+        iteration=item.iteration,
+        reason=outcome.reason,
+        message=outcome.message,
+        error=outcome.error,
+        started=item.started if outcome.started is None else outcome.started,
+        ended=now if outcome.ended is None else outcome.ended,
+        value=outcome.value,
+        usage=outcome.usage,
+    )
+
+
+def settled_record(step: Step, outcome: Outcome, now: float, attempt: int = 1) -> StepRecord:
+    """The record of a step's end."""
+    return StepRecord(
+        step=step.name,
+        state=outcome.state,
+        settled=True,
+        attempt=attempt,
+        iterations=len(step.handles) if step.iterated and step.started is not None else None,
+        reason=outcome.reason,
+        message=outcome.message,
+        error=outcome.error,
+        started=step.started if outcome.started is None else outcome.started,
+        ended=now if outcome.ended is None else outcome.ended,
+        value=outcome.value,
+        usage=outcome.usage,
+    )
 
 
 # --- who may run ------------------------------------------------------------------------------------------------------
