@@ -215,7 +215,9 @@ class _Case:
             return self._launch()
         overdue = self.row.launched + self.patience.claim
         if self.now < overdue:
-            return self._launch_again("It ended before it claimed") if self.seen.gone else Look(at=overdue)
+            if self.seen.gone:
+                return self._launch_again("It ended before it claimed")
+            return Look(at=min(overdue, self.now + self.patience.silence))
         if self.seen.gone or self.seen.failed(Job.STOP) is not None:
             return self._launch_again(f"Within {self.patience.claim:.0f} s it did not claim")
         return Do(job=Job.STOP)
@@ -319,9 +321,9 @@ class _Case:
         return Move(state=DeploymentState.FAILED, reason=Reason.EXECUTOR_LOST, message=message)
 
     def _next_silence(self) -> float:
-        limits = (self.patience.silence, self.row.lost_after)
-        left = [limit - self.seen.silent for limit in limits if limit > self.seen.silent]
-        return self.now + min(left, default=self.patience.silence)
+        # An unreachable executor may be heard of at any time, and fall silent again: it is looked at as often.
+        left = [limit - self.seen.silent for limit in (self.patience.silence, self.row.lost_after)]
+        return self.now + min(seconds for seconds in (*left, self.patience.silence) if seconds > 0)
 
 
 # --- experiments -----------------------------------------------------------------------------------------------------
@@ -373,9 +375,10 @@ def _prepared(experiment: ExperimentStanding) -> ExperimentAction:
     wanted = total - counts.get(DeploymentState.CANCELLED, 0)
     needed = wanted if experiment.min_nodes is None else min(experiment.min_nodes, total)
     if 0 < possible < needed:
+        wish = "all are" if experiment.min_nodes is None else f"at least {experiment.min_nodes} are"
         return Abandon(
-            message=f"Not started: {total - possible} of {total} deployments could not be prepared, and {needed} are "
-            "needed (min_nodes says how many)."
+            message=f"Not started: {counts.get(DeploymentState.FAILED, 0)} of {total} deployments could not be "
+            f"prepared, and {wish} needed (min_nodes says how many)."
         )
     waiting = counts.get(DeploymentState.PENDING, 0) + counts.get(DeploymentState.PREPARING, 0)
     return Look(at=NEVER) if waiting or not possible else MoveExperiment(state=ExperimentState.READY)

@@ -223,7 +223,8 @@ class _Live:
         self._calls[number] = future
         try:
             self._send({**message, "id": number})
-            return await asyncio.wait_for(future, within)
+            async with asyncio.timeout(within):  # not wait_for: on Python 3.11 it can swallow a cancel
+                return await future
         except TimeoutError:
             self.kill(f"did not answer {message['method']} within {within:.0f} s and was ended")
             raise self._error(self._why) from None
@@ -252,7 +253,8 @@ class _Live:
         self._why = self._why or "is closed"
         self._in.close()
         try:
-            await asyncio.wait_for(self._process.wait(), CLOSE_WITHIN)
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await self._process.wait()
         except TimeoutError:
             self.kill("is closed")
             await self._process.wait()

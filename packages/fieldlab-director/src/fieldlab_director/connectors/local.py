@@ -452,7 +452,8 @@ async def _ended(pid: int, seconds: float) -> None:
     loop.add_reader(descriptor, ended.set)
     try:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await ended.wait()
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

@@ -54,10 +54,10 @@ class Kept:
     patience: d.Patience
 
 
-def begin(tx: Tx, deployment_id: str, kept: Kept) -> Assignment | None:
-    """Decide for a row that is due: the job it was leased for, or None if there is none now."""
+def begin(tx: Tx, deployment_id: str, kept: Kept, *, news: bool = False) -> Assignment | None:
+    """Decide for a row that is due, or of which there is ``news``: the job it was leased for, or None if none is."""
     row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=deployment_id)
-    if row is None or _leased_by_another(row, kept, tx.now):
+    if row is None or _leased_by_another(row, kept, tx.now) or (row.look_at > tx.now and not news):
         return None
     return advance(tx, row, kept)
 

@@ -66,7 +66,8 @@ class _Worker:
     task: asyncio.Task[None] | None = None
     call: asyncio.Task[Any] | None = None
     job: d.Job | None = None
-    again: bool = False
+    again: bool = False  # it was due, or had news, while it was at work
+    news: bool = False  # something was seen: it is looked at whenever it is due
 
 
 class Reconciler:
@@ -151,26 +152,28 @@ class Reconciler:
             until = now if any(begun) else now + PAUSE
         poked, self._poked = self._poked, set()
         for deployment_id in poked:
-            self._work_on(deployment_id)
+            self._work_on(deployment_id, news=True)
         return until
 
-    def _work_on(self, deployment_id: str, *, cancelled: bool = False) -> bool:
+    def _work_on(self, deployment_id: str, *, cancelled: bool = False, news: bool = False) -> bool:
         """Whether a worker was begun; else the one that is there looks again."""
         worker = self._workers.get(deployment_id)
         if worker is None:
-            worker = self._workers[deployment_id] = _Worker()
+            worker = self._workers[deployment_id] = _Worker(again=True, news=news)
             worker.task = asyncio.create_task(self._work(deployment_id, worker))
             worker.task.add_done_callback(lambda _: self._finished(deployment_id, worker))
             return True
-        worker.again = True
+        worker.again, worker.news = True, worker.news or news
         if cancelled and worker.job in (d.Job.PREPARE, d.Job.LAUNCH) and worker.call is not None:
             worker.call.cancel()  # whoever cancels does not wait for an environment that nobody will use
         return False
 
     def _finished(self, deployment_id: str, worker: _Worker) -> None:
         self._workers.pop(deployment_id, None)
-        if worker.again:
+        if worker.again and worker.news:
             self._poke(deployment_id)
+        elif worker.again and self._watch is not None:
+            self._watch.wake()
 
     def _poke(self, deployment_id: str) -> None:
         """Look at a deployment now, whenever it is due."""
@@ -182,11 +185,10 @@ class Reconciler:
 
     async def _work(self, deployment_id: str, worker: _Worker) -> None:
         try:
-            given = await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id)))
+            given: Assignment | None = None
             while given is not None or worker.again:
                 if given is None:
-                    worker.again = False
-                    given = await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id)))
+                    given = await self._begin(deployment_id, worker)
                 else:
                     given = await self._carry_out(given, worker)
             self._faults.pop(deployment_id, None)
@@ -195,7 +197,11 @@ class Reconciler:
             pause = d.backoff(faults, self._jitter())
             log.exception("a deployment is put off", deployment=deployment_id, again_in=pause)
             await asyncio.sleep(pause)
-            worker.again = True
+            worker.again = worker.news = True
+
+    async def _begin(self, deployment_id: str, worker: _Worker) -> Assignment | None:
+        news, worker.again, worker.news = worker.news, False, False
+        return await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id), news=news))
 
     async def _carry_out(self, given: Assignment, worker: _Worker) -> Assignment | None:
         worker.job, worker.call = given.job, asyncio.create_task(self._ask(given))

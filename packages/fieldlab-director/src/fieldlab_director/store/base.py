@@ -95,7 +95,8 @@ class Watch:
         if self._notifier.closed or self._left:
             return False
         try:
-            await asyncio.wait_for(self._event.wait(), timeout)
+            async with asyncio.timeout(timeout):  # not wait_for: on Python 3.11 it can swallow a cancel
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

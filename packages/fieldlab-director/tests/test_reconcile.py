@@ -1,0 +1,734 @@
+"""The loop over a real store, with infrastructure that the tests play, and a clock that they turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fieldlab_common.environment import Host
+from fieldlab_common.errors import ClaimRefused, ConnectorError
+from fieldlab_common.lifecycle import DeploymentState as D
+from fieldlab_common.lifecycle import ExperimentState as E
+from fieldlab_common.lifecycle import Reason
+from fieldlab_common.node import Availability, Node
+from fieldlab_common.protocol import (
+    CancelRequest,
+    ClaimRequest,
+    DeploymentSpec,
+    Ended,
+    ExperimentSettings,
+    Lane,
+    Record,
+    SubmitExperiment,
+    Tagged,
+)
+from fieldlab_common.wire import dumps, encode, frame
+from fieldlab_director.app import open_store
+from fieldlab_director.connectors import base as b
+from fieldlab_director.reconcile import Reconciler
+from fieldlab_director.services import blobs, experiments, identity, infrastructures, journals
+from fieldlab_director.services.identity import ExecutorCaller, UserCaller
+from fieldlab_director.services.intake import read_upload
+from fieldlab_director.settings import Settings
+from fieldlab_director.store import queries
+from fieldlab_director.store.base import WORK
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
+from fieldlab_director.store.sqlite import SqliteStore
+
+GRAPH = "ab" * 32
+WITHIN = 20.0
+
+
+@dataclass
+class Clock:
+    """Time that passes when a test says so."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Act = Callable[[str, Any], Awaitable[None]]
+
+
+@dataclass
+class Site:
+    """An infrastructure and what is on its nodes: it stays when a director dies."""
+
+    nodes: list[str]
+    act: Act | None = None  # what happens before a job is done, by default nothing
+    jobs: list[tuple[str, str, int]] = field(default_factory=list)
+    executors: dict[tuple[str, int], b.Liveness] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    offline: str = ""
+
+    def count(self, job: str) -> int:
+        return sum(1 for name, _, _ in self.jobs if name == job)
+
+    async def observe_every(self) -> float:
+        return 3600.0  # a test that wants a look gives notice
+
+    async def call(self, method: str, request: Any) -> Any:
+        if self.offline:
+            raise ConnectorError(self.offline)
+        if method == "nodes":
+            return b.Listed(nodes=tuple(Node(name=name) for name in self.nodes))
+        if method == "observe":
+            return b.Observations(observations=tuple(map(self._look, request.targets)))
+        target: b.Target = request if isinstance(request, b.Target) else request.target
+        self.jobs.append((method, target.deployment, target.epoch))
+        if self.act is not None:
+            await self.act(method, request)
+        return getattr(self, f"_{method}")(target)
+
+    def _look(self, target: b.Target) -> b.Observation:
+        executor = self.executors.get((target.deployment, target.epoch), b.Liveness.ABSENT)
+        return b.Observation(deployment=target.deployment, executor=executor, tail="boom")
+
+    def _prepare(self, target: b.Target) -> b.Prepared:
+        self.folders.add(target.deployment)
+        return b.Prepared(prepared={"python": "3"})
+
+    def _launch(self, target: b.Target) -> b.Launched:
+        assert target.prepared == {"python": "3"}
+        self.executors.setdefault((target.deployment, target.epoch), b.Liveness.ALIVE)
+        return b.Launched(handle={"pid": 7})
+
+    def _stop(self, target: b.Target) -> b.Stopped:
+        self.executors[target.deployment, target.epoch] = b.Liveness.DEAD
+        return b.Stopped(tail="stopped")
+
+    def _drain(self, target: b.Target) -> b.Done:
+        return b.Done()
+
+    def _clean_up(self, target: b.Target) -> b.Done:
+        self.folders.discard(target.deployment)
+        return b.Done()
+
+
+@dataclass
+class Fleet:
+    """Sites by the name of their infrastructure."""
+
+    sites: dict[str, Site]
+    hear: Callable[[str, str | None], None] = lambda infrastructure_id, deployment_id: None
+
+    def listen(self, hear: Callable[[str, str | None], None]) -> None:
+        self.hear = hear
+
+    def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Site:
+        return self.sites[name]
+
+
+class World:
+    """A director's store and loop, and somebody who submits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(data=folder)
+        self.clock = Clock()
+        self.fleet = Fleet({})
+        self.user = UserCaller(id="", name="ada", role="admin")
+
+    @property
+    def site(self) -> Site:
+        return self.fleet.sites["lab"]
+
+    async def open(self) -> None:
+        self.vault, store = await open_store(self.settings)
+        await store.close()
+        self.store = SqliteStore(self.settings.database, clock=self.clock)
+        user = await self.store.write(lambda tx: identity.add_user(tx, "ada", role="admin"))
+        self.user = UserCaller(id=user.id, name="ada", role="admin")
+        await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
+        await self.attach("lab", "n1", "n2", "n3")
+        await self.start()
+
+    async def attach(self, name: str, *nodes: str) -> None:
+        self.fleet.sites[name] = Site(list(nodes))
+        found = [Node(name=node) for node in nodes]
+        spec = Tagged(kind="local")
+        await self.store.write(
+            lambda tx: infrastructures.attach(tx, self.user, self.vault, identity.new_id(), name, spec, found)
+        )
+
+    async def start(self) -> None:
+        fleet: Any = self.fleet
+        self.loop = Reconciler(
+            self.store, fleet, self.vault, "http://d", clock=self.clock, monotonic=self.clock, jitter=lambda: 0.5
+        )
+        await self.loop.start()
+
+    async def close(self) -> None:
+        await self.loop.stop()
+        await self.store.close()
+
+    async def submit(self, *nodes: str, start: bool = True, **settings: Any) -> ExperimentRow:
+        environment = Tagged(kind="host", body=encode(Host()))
+        specs = tuple(
+            DeploymentSpec(name=node, node=node, environment=environment, graph=GRAPH) for node in nodes or ("n1",)
+        )
+        request = SubmitExperiment(
+            name="exp", deployments=specs, start=start, if_exists="new", settings=ExperimentSettings(**settings)
+        )
+        info = await self.store.write(lambda tx: experiments.submit(tx, self.user, request))
+        return await self.experiment(info.id)
+
+    async def experiment(self, id: str) -> ExperimentRow:
+        row = await self.store.read(lambda tx: tx.one(queries.EXPERIMENT, ExperimentRow, id=id))
+        assert row is not None
+        return row
+
+    async def rows(self, experiment: ExperimentRow) -> list[DeploymentRow]:
+        return await self.store.read(lambda tx: tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=experiment.id))
+
+    async def row(self, experiment: ExperimentRow, name: str = "n1") -> DeploymentRow:
+        return next(row for row in await self.rows(experiment) if row.name == name)
+
+    async def until(self, true: Callable[[], Awaitable[object]]) -> None:
+        """Wait until something is true of the store or of a site."""
+        async with asyncio.timeout(WITHIN):
+            with self.store.notifier.watch(WORK) as watch:
+                while not await true():
+                    await watch.wait(0.02)
+
+    async def reached(self, experiment: ExperimentRow, *states: D) -> list[DeploymentRow]:
+        """Wait until the deployments have these states; their rows."""
+
+        async def there() -> bool:
+            return [row.state for row in await self.rows(experiment)] == list(states)
+
+        await self.until(there)
+        return await self.rows(experiment)
+
+    async def launched(self, experiment: ExperimentRow, name: str = "n1", epoch: int = 1) -> DeploymentRow:
+        """Wait until the launch of an epoch was confirmed."""
+
+        async def there() -> bool:
+            row = await self.row(experiment, name)
+            return row.epoch == epoch and row.handle is not None
+
+        await self.until(there)
+        return await self.row(experiment, name)
+
+    async def did(self, job: str, times: int = 1, site: str = "lab") -> None:
+        async def there() -> bool:
+            return self.fleet.sites[site].count(job) >= times
+
+        await self.until(there)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.store.notifier.wake([WORK])
+
+    def die(self, row: DeploymentRow, *, tell: bool = True) -> None:
+        self.site.executors[row.id, row.epoch] = b.Liveness.DEAD
+        if tell:
+            self.fleet.hear(row.infrastructure_id, row.id)
+
+    # --- the executor's part -----------------------------------------------------------------------------------------
+
+    async def claim(self, row: DeploymentRow, *, epoch: int | None = None) -> None:
+        caller = ExecutorCaller(deployment_id=row.id, epoch=epoch or row.epoch)
+        request = ClaimRequest(journal_id=f"j{caller.epoch}", epoch=caller.epoch)
+        await self.store.write(lambda tx: journals.claim(tx, caller, request))
+
+    async def end(self, row: DeploymentRow, state: D = D.SUCCEEDED) -> None:
+        caller = ExecutorCaller(deployment_id=row.id, epoch=row.epoch)
+        body = encode(Ended(state=state, reason=Reason.COMPLETED))
+        upload = read_upload(Lane.CONTROL, frame(1, dumps(Record(kind="ended", at=0, body=body))))
+        await self.store.write(lambda tx: journals.report(tx, caller, f"j{row.epoch}", upload))
+
+    async def heard(self, row: DeploymentRow) -> None:
+        def sign(tx: Any) -> None:
+            found = tx.one(queries.DEPLOYMENT, DeploymentRow, id=row.id)
+            journals.seen(tx, found)
+
+        await self.store.write(sign)
+
+    async def running(self, *nodes: str, **settings: Any) -> tuple[ExperimentRow, DeploymentRow]:
+        """An experiment whose deployments run; the row of the first."""
+        names = nodes or ("n1",)
+        experiment = await self.submit(*names, **settings)
+        for name in names:
+            await self.claim(await self.launched(experiment, name))
+        await self.reached(experiment, *(D.RUNNING for _ in names))
+        return experiment, await self.row(experiment, names[0])
+
+    async def cancel(self, experiment: ExperimentRow) -> None:
+        request = CancelRequest(reason="wrong site")
+        await self.store.write(lambda tx: experiments.cancel(tx, self.user, experiment.id, request))
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[World]:
+    world = World(folder / "data")
+    await world.open()
+    try:
+        yield world
+    finally:
+        await world.close()
+
+
+Run = Callable[[Callable[[World], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(test: Callable[[World], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with opened(tmp_path) as world:
+                await test(world)
+
+        asyncio.run(main())
+
+    return run
+
+
+def failing(job: str, times: int = 1, *, transient: bool = True, node: str = "") -> Act:
+    """Let a job fail so many times."""
+    left = [times]
+
+    async def act(method: str, request: Any) -> None:
+        target = request if isinstance(request, b.Target) else request.target
+        if method == job and left[0] and node in ("", target.node):
+            left[0] -= 1
+            raise ConnectorError(f"{job} went wrong", transient=transient)
+
+    return act
+
+
+def hanging(job: str) -> Act:
+    async def act(method: str, request: Any) -> None:
+        if method == job:
+            await asyncio.Event().wait()
+
+    return act
+
+
+# --- the way through -------------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_goes_through_to_its_end_and_nothing_is_left(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment = await world.submit("n1", "n2")
+        for name in ("n1", "n2"):
+            row = await world.launched(experiment, name)
+            await world.claim(row)
+            await world.end(row)
+            world.die(row)
+        await world.reached(experiment, D.SUCCEEDED, D.SUCCEEDED)
+        assert (await world.experiment(experiment.id)).state is E.SUCCEEDED
+        await world.did("clean_up", 2)
+        jobs = Counter(job for job, _, _ in world.site.jobs)
+        assert jobs == {"prepare": 2, "launch": 2, "clean_up": 2}
+        assert world.site.folders == set()
+
+    run(test)
+
+
+def test_an_epoch_is_on_disk_before_its_launch(run: Run) -> None:
+    async def test(world: World) -> None:
+        seen: list[tuple[D, int]] = []
+
+        async def act(method: str, request: Any) -> None:
+            if method == "launch":
+                found = await world.store.read(
+                    lambda tx: tx.one(queries.DEPLOYMENT, DeploymentRow, id=request.target.deployment)
+                )
+                assert found is not None
+                seen.append((found.state, found.epoch))
+                assert request.launch.epoch == request.target.epoch == found.epoch
+                assert request.launch.token.startswith(f"fle_{found.id}.{found.epoch}.")
+
+        world.site.act = act
+        await world.launched(await world.submit())
+        assert seen == [(D.LAUNCHING, 1)]
+
+    run(test)
+
+
+def test_a_run_waits_for_its_start_and_for_its_time(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment = await world.submit(start=False, start_at=world.clock.now + 600)
+        await world.reached(experiment, D.READY)
+        await world.store.write(lambda tx: experiments.start(tx, world.user, experiment.id))
+        world.pass_time(599)
+        await world.until(lambda: world.store.read(lambda tx: True))
+        assert (await world.experiment(experiment.id)).state is E.READY
+        world.pass_time(1)
+        await world.launched(experiment)
+        assert (await world.experiment(experiment.id)).state is E.RUNNING
+
+    run(test)
+
+
+# --- what cannot be prepared or launched -----------------------------------------------------------------------------
+
+
+def test_what_fails_for_a_passing_reason_is_tried_again_later(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = failing("prepare", 2)
+        experiment = await world.submit()
+        await world.did("prepare", 1)
+
+        async def waiting() -> bool:
+            row = await world.row(experiment)
+            return row.attempts == 1 and row.lease is None and row.look_at == world.clock.now + 0.75
+
+        await world.until(waiting)
+        world.pass_time(0.75)
+        await world.did("prepare", 2)
+        await world.until(lambda: _attempts(world, experiment, 2))
+        world.pass_time(1.5)
+        await world.launched(experiment)
+        assert (await world.row(experiment)).attempts == 0
+
+    run(test)
+
+
+async def _attempts(world: World, experiment: ExperimentRow, count: int) -> bool:
+    row = await world.row(experiment)
+    return row.attempts == count and row.lease is None
+
+
+def test_without_min_nodes_one_that_cannot_be_prepared_ends_the_experiment(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = failing("prepare", transient=False, node="n2")
+        experiment = await world.submit("n1", "n2", "n3")
+        rows = await world.reached(experiment, D.CANCELLED, D.FAILED, D.CANCELLED)
+        assert rows[1].reason is Reason.PREPARE_FAILED
+        assert rows[1].message.startswith("prepare went wrong")
+        ended = await world.experiment(experiment.id)
+        assert ended.state is E.FAILED
+        assert "1 of 3 deployments could not be prepared" in ended.message
+        assert world.site.count("launch") == 0
+
+    run(test)
+
+
+def test_with_min_nodes_the_others_run(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = failing("prepare", transient=False, node="n2")
+        experiment = await world.submit("n1", "n2", "n3", min_nodes=2)
+        for name in ("n1", "n3"):
+            row = await world.launched(experiment, name)
+            await world.claim(row)
+            await world.end(row)
+        await world.reached(experiment, D.SUCCEEDED, D.FAILED, D.SUCCEEDED)
+        assert (await world.experiment(experiment.id)).state is E.FAILED
+
+    run(test)
+
+
+def test_a_launch_that_fails_is_retried_under_its_epoch(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = failing("launch")
+        experiment = await world.submit()
+        await world.until(lambda: _attempts(world, experiment, 1))
+        world.pass_time(10)
+        assert (await world.launched(experiment)).epoch == 1
+        assert world.site.count("launch") == 2
+
+    run(test)
+
+
+def test_an_executor_that_never_claims_is_replaced_twice_and_then_the_launch_has_failed(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment = await world.submit()
+        first = await world.launched(experiment, epoch=1)
+        world.die(first)
+        second = await world.launched(experiment, epoch=2)
+        with pytest.raises(ClaimRefused):
+            await world.claim(second, epoch=1)
+        world.pass_time(60)
+        await world.did("stop", 1)
+        world.die(await world.launched(experiment, epoch=3))
+        (row,) = await world.reached(experiment, D.FAILED)
+        assert row.reason is Reason.LAUNCH_FAILED
+        assert "boom" in row.message
+        await world.did("clean_up")
+
+    run(test)
+
+
+# --- executors that die or fall silent -------------------------------------------------------------------------------
+
+
+def test_a_dead_executor_is_drained_and_its_deployment_has_failed_while_others_go_on(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running("n1", "n2")
+        world.die(row)
+        rows = await world.reached(experiment, D.FAILED, D.RUNNING)
+        assert rows[0].reason is Reason.EXECUTOR_LOST
+        assert rows[0].drained
+        assert [job for job, deployment, _ in world.site.jobs if deployment == row.id][2:3] == ["drain"]
+
+    run(test)
+
+
+def test_what_a_drain_brings_can_end_the_deployment_well(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running()
+
+        async def act(method: str, request: Any) -> None:
+            if method == "drain":
+                await world.end(row)
+
+        world.site.act = act
+        world.die(row)
+        await world.reached(experiment, D.SUCCEEDED)
+        assert (await world.experiment(experiment.id)).state is E.SUCCEEDED
+
+    run(test)
+
+
+def test_a_drain_that_fails_is_tried_again_and_then_given_up(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = failing("drain", 3)
+        experiment, row = await world.running()
+        world.die(row)
+        for attempt in (1, 2):
+            await world.until(lambda attempt=attempt: _attempts(world, experiment, attempt))  # type: ignore[misc]
+            world.pass_time(60)
+        (row,) = await world.reached(experiment, D.FAILED)
+        assert "drain went wrong" in row.message
+        assert not row.drained
+        world.pass_time(3600)
+        await world.did("drain", 4)
+        await world.did("clean_up")
+
+    run(test)
+
+
+def test_a_silent_executor_is_unreachable_comes_back_and_is_lost_in_the_end(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running(lost_after=300.0)
+        world.pass_time(44)
+        await world.heard(row)
+        world.pass_time(44)
+        await world.reached(experiment, D.RUNNING)
+        world.pass_time(1)
+        await world.reached(experiment, D.UNREACHABLE)
+        await world.heard(row)
+        await world.reached(experiment, D.RUNNING)
+        world.pass_time(45)
+        await world.reached(experiment, D.UNREACHABLE)
+        world.pass_time(255)
+        (row,) = await world.reached(experiment, D.LOST)
+        assert row.reason is Reason.SILENT
+        assert (await world.experiment(experiment.id)).state is E.FAILED
+
+    run(test)
+
+
+def test_silence_counts_only_while_the_director_serves(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running(lost_after=300.0)
+        world.pass_time(45)
+        await world.reached(experiment, D.UNREACHABLE)
+        await world.loop.stop()
+        world.pass_time(100_000)
+        await world.start()
+        world.pass_time(200)
+        await world.until(lambda: _looked(world, experiment))
+        await world.reached(experiment, D.UNREACHABLE)
+        world.pass_time(100)
+        await world.reached(experiment, D.LOST)
+        assert row.id
+
+    run(test)
+
+
+async def _looked(world: World, experiment: ExperimentRow) -> bool:
+    row = await world.row(experiment)
+    return row.look_at > world.clock.now and row.lease is None
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_does_not_wait_for_an_environment_that_is_being_made(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = hanging("prepare")
+        experiment = await world.submit("n1", "n2")
+        await world.did("prepare", 2)
+        await world.cancel(experiment)
+        (row, _) = await world.reached(experiment, D.CANCELLED, D.CANCELLED)
+        assert row.message == "wrong site"
+        assert (await world.experiment(experiment.id)).state is E.CANCELLED
+        await world.did("clean_up", 2)
+
+    run(test)
+
+
+def test_an_executor_that_does_not_cancel_is_stopped_drained_and_cancelled(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, _ = await world.running()
+        await world.cancel(experiment)
+        world.pass_time(19)
+        await world.until(lambda: _looked(world, experiment))
+        assert world.site.count("stop") == 0
+        world.pass_time(1)
+        await world.reached(experiment, D.CANCELLED)
+        assert [job for job, _, _ in world.site.jobs][2:4] == ["stop", "drain"]
+        assert (await world.experiment(experiment.id)).state is E.CANCELLED
+
+    run(test)
+
+
+def test_a_launch_under_way_is_broken_off_and_what_it_may_have_started_is_stopped(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = hanging("launch")
+        experiment = await world.submit()
+        await world.did("launch")
+        await world.cancel(experiment)
+        await world.reached(experiment, D.CANCELLED)
+        assert [job for job, _, _ in world.site.jobs][:3] == ["prepare", "launch", "stop"]
+
+    run(test)
+
+
+def test_deployments_that_are_cancelled_one_by_one_let_the_others_run(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = hanging("prepare")
+        experiment = await world.submit("n1", "n2")
+        await world.did("prepare", 2)
+        world.site.act = None
+        request = CancelRequest(deployments=("n2",))
+        await world.store.write(lambda tx: experiments.cancel(tx, world.user, experiment.id, request))
+        await world.reached(experiment, D.PREPARING, D.CANCELLED)
+        assert (await world.experiment(experiment.id)).state is E.PREPARING
+
+    run(test)
+
+
+# --- crashes and bad neighbours --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", ["prepare", "launch", "drain", "stop", "clean_up"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_director_that_dies_with_a_job_under_way_goes_on_from_what_is_stored(run: Run, job: str, moment: str) -> None:
+    """``before``: the node never heard of the job; ``after``: it was done, and the director never learned."""
+
+    async def test(world: World) -> None:
+        died = asyncio.Event()
+
+        async def act(method: str, request: Any) -> None:
+            if method == job and not died.is_set():
+                if moment == "after":
+                    getattr(world.site, f"_{method}")(request if isinstance(request, b.Target) else request.target)
+                died.set()
+                await asyncio.Event().wait()
+
+        async def restart() -> None:
+            await died.wait()
+            await world.loop.stop()
+            await world.start()
+
+        world.site.act = act
+        restarting = asyncio.create_task(restart())
+        experiment = await world.submit()
+        row = await world.launched(experiment)
+        await world.claim(row)
+        await world.reached(experiment, D.RUNNING)
+        if job == "stop":
+            await world.cancel(experiment)
+            world.pass_time(20)
+        else:
+            world.die(row)
+        expected = D.CANCELLED if job == "stop" else D.FAILED
+        await world.reached(experiment, expected)
+        async with asyncio.timeout(WITHIN):
+            await restarting
+        world.die(row)
+
+        async def cleaned() -> bool:
+            return (await world.row(experiment)).handle is None
+
+        await world.until(cleaned)
+        assert world.site.folders == set()
+        assert [key for key in world.site.executors if key[0] == row.id] == [(row.id, 1)]
+
+    run(test)
+
+
+def test_a_hanging_infrastructure_delays_nobody_else(run: Run) -> None:
+    async def test(world: World) -> None:
+        await world.attach("other", "o1")
+        world.site.act = hanging("prepare")
+        stuck = [await world.submit("n1", "n2", "n3") for _ in range(20)]  # more than it may have under way
+        experiment = await world.submit("o1")
+        await world.claim(await world.launched(experiment, "o1"))
+        await world.reached(experiment, D.RUNNING)
+        assert {row.state for row in await world.rows(stuck[-1])} == {D.PREPARING}
+        await world.cancel(stuck[-1])
+        await world.reached(stuck[-1], D.CANCELLED, D.CANCELLED, D.CANCELLED)
+
+    run(test)
+
+
+def test_a_fault_with_one_deployment_is_survived_and_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        faults = [RuntimeError("a fault in fieldlab")]
+        real = Reconciler._launch
+
+        def launch(self: Reconciler, row: DeploymentRow) -> Any:
+            if faults:
+                raise faults.pop()
+            return real(self, row)
+
+        monkeypatch.setattr(Reconciler, "_launch", launch)
+        await world.launched(await world.submit())
+
+    run(test)
+
+
+def test_nodes_are_listed_again_and_go_offline_with_the_reason(run: Run) -> None:
+    async def test(world: World) -> None:
+        async def nodes() -> list[Node]:
+            return list((await world.store.read(lambda tx: infrastructures.nodes(tx, world.user))).nodes)
+
+        async def listed() -> bool:
+            return [node.name for node in await nodes()] == ["n1", "n9"]
+
+        await world.loop.stop()
+        world.site.nodes = ["n1", "n9"]
+        await world.start()
+        await world.until(listed)
+        await world.loop.stop()
+        world.site.offline = "no route to host"
+        await world.start()
+
+        async def offline() -> bool:
+            return {(node.availability, node.reason) for node in await nodes()} == {
+                (Availability.OFFLINE, "no route to host")
+            }
+
+        await world.until(offline)
+        (info,) = (await world.store.read(lambda tx: infrastructures.infrastructures(tx, world.user))).infrastructures
+        assert (info.state, info.message) == ("unavailable", "no route to host")
+
+    run(test)
+
+
+def test_stopping_ends_every_task(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.site.act = hanging("prepare")
+        await world.submit("n1", "n2")
+        await world.did("prepare", 2)
+        before = asyncio.all_tasks()
+        await world.loop.stop()
+        left = [task for task in asyncio.all_tasks() & before if "reconcile" in repr(task.get_coro())]
+        with contextlib.suppress(IndexError):
+            assert not left[0]
+        await world.start()
+
+    run(test)
