@@ -36,7 +36,7 @@ class EventBook:
     """The log. ``members`` are the experiment's deployments, for barriers."""
 
     def __init__(self, members: Sequence[Member] = (), *, max_bytes: int = MAX_BYTES) -> None:
-        self._members = members
+        self.members = members
         self._most = max_bytes
         self._log: list[tuple[Event, int]] = []
         self._first = 0  # the position of the first event that is kept
@@ -124,7 +124,7 @@ class EventBook:
 
     def barrier(self, name: str, parties: int | str) -> BarrierView:
         """How the barrier stands."""
-        return barrier_view(name, parties, self._decisive.values(), self._members)
+        return barrier_view(name, parties, self._decisive.values(), self.members)
 
 
 def as_json(event: Event) -> dict[str, Any]:

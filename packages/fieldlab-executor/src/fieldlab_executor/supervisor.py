@@ -143,7 +143,7 @@ class Supervisor:
         self._claim = claim
         self._specs = {spec.name: spec for spec in graph.steps}
         self._reporting = claim.settings.reporting
-        self.book = EventBook(claim.members)
+        self.book.members = claim.members  # events that came before this stay
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
         self._write_context(claim, clock)
         self._configure()
@@ -280,8 +280,12 @@ class Supervisor:
             job["inputs"] = self._inputs(effect.inputs)
             if spec.over is not None:
                 job["item"] = self._item(spec, key, effect.inputs[spec.over])
+            _make_folder(job["folder"])
         except LookupError:
             self._fail_start(key, "The item that it is mapped over is not there any more.")
+            return
+        except OSError as error:
+            self._fail_start(key, f"Its folder could not be made: {error}.")
             return
         self._hand_over(key, job)
 
@@ -602,6 +606,15 @@ class Supervisor:
         self._stop_spawner()
         left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
         self._survivors += [processes.describe(one.pid) for one in left]
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        os.makedirs(path)
+    except FileExistsError:
+        return
 
 
 def _as_json(given: m.Input) -> dict[str, Any]:
