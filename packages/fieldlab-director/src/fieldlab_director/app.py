@@ -48,6 +48,7 @@ log = structlog.get_logger("fieldlab.director")
 
 PACK_SECONDS = 120.0  # to pack the executor
 _PACK = "import sys; from fieldlab_executor import zipapp; zipapp.build(sys.argv[1])"
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: one that is closed first can lose a request
 END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
 
 
@@ -247,6 +248,7 @@ async def _answer(desk: Desk, listener: socket.socket, ready: Callable[[], None]
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.stop_after),
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,

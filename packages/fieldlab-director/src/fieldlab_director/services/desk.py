@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 POLL_WAIT = 30.0  # an executor's poll is its sign of life, so it comes back before it is missed
 TOLD_WAIT = 5.0  # an executor that was told to stop needs no answer at once, each time again
+MOST_TOLD = 10_000  # executors that were told; forgetting them costs each one answer that comes at once
 _OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
 
 
@@ -309,6 +310,8 @@ class Desk:
         wait = min(self._wait(ask), TOLD_WAIT if told in self._told else POLL_WAIT)
         if first.cancel is not None:
             fresh = told not in self._told
+            if len(self._told) >= MOST_TOLD:
+                self._told.clear()
             self._told.add(told)
             wait = 0.0 if fresh else wait
         if first.events or not wait:
