@@ -8,6 +8,7 @@ One node serves, two measure against it, at the same time. A director runs for a
 
 import csv
 import json
+import math
 import socket
 import socketserver
 import statistics
@@ -157,22 +158,23 @@ def counters_linux(every: float, *, ctx: fl.TaskContext) -> int:
 @fl.task
 def plot(parties: int, *, ctx: fl.TaskContext) -> str:
     told = [event.data for event in ctx.events.wait("measured", count=parties, timeout=60)]
-    most = max(one["round_trips"]["p99"] for one in told)
+    span = math.log10(max(one["round_trips"]["p99"] for one in told))
     shapes = ['<path d="M60 20V340H600" fill="none" stroke="black"/>']
     for share in (0, 25, 50, 75, 100):
-        x, y = 60 + 540 * share / 100, 340 - 320 * share / 100
-        shapes.append(f'<text x="52" y="{y + 4}" text-anchor="end">{share} %</text>')
-        shapes.append(f'<text x="{x}" y="360" text-anchor="middle">{most * share / 100:.0f}</text>')
+        shapes.append(f'<text x="52" y="{344 - 3.2 * share}" text-anchor="end">{share} %</text>')
+    for power in range(int(span) + 1):
+        shapes.append(f'<text x="{60 + 540 * power / span}" y="360" text-anchor="middle">{10**power}</text>')
     for index, (one, color) in enumerate(zip(told, ("crimson", "steelblue", "seagreen", "darkorange"), strict=False)):
         cuts = one["round_trips"]["percentiles"]
-        line = " ".join(f"{60 + 540 * cut / most:.1f},{340 - 3.2 * (i + 1):.1f}" for i, cut in enumerate(cuts))
+        places = [(60 + 540 * math.log10(max(cut, 1)) / span, 340 - 3.2 * share) for share, cut in enumerate(cuts, 1)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         shapes.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
         legend = f"{one['node']}: p50 {cuts[49]:.0f} µs, {one['throughput']['gbit_per_second']} Gbit/s"
-        shapes.append(f'<text x="590" y="{300 - 20 * index}" text-anchor="end" fill="{color}">{legend}</text>')
-    shapes.append('<text x="330" y="385" text-anchor="middle">round-trip time in µs: share of exchanges</text>')
-    path = ctx.artifact("round-trips.svg")
+        shapes.append(f'<text x="70" y="{40 + 20 * index}" fill="{color}">{legend}</text>')
+    shapes.append('<text x="330" y="385" text-anchor="middle">share of exchanges that took at most so many µs</text>')
     style = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 400" font-family="sans-serif" font-size="13"'
-    Path(path).write_text(f'<svg {style}><rect width="640" height="400" fill="white"/>{"".join(shapes)}</svg>', "utf-8")
+    path = Path(ctx.artifact("round-trips.svg"))
+    path.write_text(f'<svg {style}><rect width="640" height="400" fill="white"/>{"".join(shapes)}</svg>', "utf-8")
     return path.name
 
 
@@ -185,18 +187,18 @@ def define(nodes: fl.NodePool, *, exchanges: int = 5000, seconds: float = 2.5) -
 
     with fl.DAG("serving") as serving:
         service, sampler = fl.background(serve()), fl.background(counters(0.1))
-        start = fl.barrier("start", timeout=120).during(service, sampler)
-        finish = fl.barrier("finish", timeout=300).during(service, sampler).after(start)
+        start = fl.barrier("start", timeout=120).named("start").during(service, sampler)
+        finish = fl.barrier("finish", timeout=300).named("finish").during(service, sampler).after(start)
         plot(len(client_nodes)).after(finish)
 
     with fl.DAG("measuring") as measuring:
         sampler = fl.background(counters(0.1))
         address = fl.wait_for("listening", timeout=120)
-        start = fl.barrier("start", timeout=120).after(address)
+        start = fl.barrier("start", timeout=120).named("start").after(address)
         trips = RoundTrips(exchanges)(address).named("round_trips").during(sampler).after(start)
         rate = throughput(address, seconds).during(sampler).after(trips)
         told = fl.send("measured", {"node": fl.node.name, "round_trips": trips, "throughput": rate})
-        told >> fl.barrier("finish", timeout=300)
+        told >> fl.barrier("finish", timeout=300).named("finish")
 
     experiment = fl.Experiment("quickstart").map(serving, server_node, role="server")
     return experiment.map(measuring, client_nodes, role="client")
