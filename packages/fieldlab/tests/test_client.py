@@ -300,7 +300,7 @@ def test_a_plan_shows_problems_first_and_does_not_raise() -> None:
         work(fl.node["site"])
     made = fl.plan(fl.Experiment("e").map(dag, fl.Node.dummy("a")))
     assert not made
-    assert repr(made).startswith("1 problems:\n  ! a, step work: the node has no `site`")
+    assert repr(made).startswith("1 problem:\n  ! a, step work: the node has no `site`")
     assert made.problems[0].code == "unknown_name"
     assert "Problems" in made._repr_html_()
 

@@ -18,7 +18,7 @@ from fieldlab_common.node import Node
 from fieldlab_common.resolve import Problem, Resolution, StepChoice
 
 from fieldlab.ship import Blobs, Shipment, pack
-from fieldlab.text import clean, html_table, listed, one_line, size, table
+from fieldlab.text import clean, counted, html_table, listed, one_line, size, table
 
 __all__ = ["Plan", "plan"]
 
@@ -119,10 +119,9 @@ class Plan:
     def _head(self) -> str:
         nodes = len({d.node.name for d in self.deployments})
         blobs = {b: self._shipment.blobs.size(b) for d in self.deployments for b in d.graph.blobs()}
-        sent = (
-            f"{len(self.deployments)} deployments on {nodes} nodes, {len(blobs)} blobs of {size(sum(blobs.values()))}"
-        )
-        return f"Plan of {one_line(self.name)}: {sent}"
+        where = f"{counted(len(self.deployments), 'deployment')} on {counted(nodes, 'node')}"
+        what = f"{counted(len(blobs), 'blob')} of {size(sum(blobs.values()))}"
+        return f"Plan of {one_line(self.name)}: {where}, {what}"
 
     def _deployment_rows(self) -> list[list[object]]:
         return [
@@ -142,7 +141,9 @@ class Plan:
     def __repr__(self) -> str:
         parts = []
         if self.problems:
-            parts.append(f"{len(self.problems)} problems:\n" + "\n".join(f"  ! {p}" for p in self._problem_lines()))
+            parts.append(
+                f"{counted(len(self.problems), 'problem')}:\n" + "\n".join(f"  ! {p}" for p in self._problem_lines())
+            )
         parts.append(self._head())
         if self.deployments:
             parts.append(table(_DEPLOYMENTS, self._deployment_rows()))

@@ -9,7 +9,7 @@ from fieldlab_common.errors import DefinitionError, DuplicateNameError, NotEnoug
 from fieldlab_common.node import Availability, Node, facts_of
 from fieldlab_common.selector import Selector, as_selector
 
-from fieldlab.text import clean, closest, html_table, listed, size, table
+from fieldlab.text import clean, closest, counted, html_table, listed, size, table
 
 __all__ = ["NodePool"]
 
@@ -69,7 +69,8 @@ class NodePool(Sequence[Node]):
         have = f"there are {len(usable)} ({listed(n.name for n in usable)})" if usable else "there is none"
         misses = "; ".join(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
         return NotEnoughNodes(
-            f"{count} nodes were asked for{where}, and {have}." + (f" The others: {misses}." if others else ""),
+            f"{counted(count, 'node')} {'was' if count == 1 else 'were'} asked for{where}, and {have}."
+            + (f" The others: {misses}." if others else ""),
             advice="Ask for fewer, or loosen the condition.",
             details={"asked": count, "available": len(usable)},
         )
@@ -141,7 +142,7 @@ class NodePool(Sequence[Node]):
         return table(_HEADER, self._rows()) if self._nodes else "no nodes"
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, self._rows(), caption=f"{len(self)} nodes")
+        return html_table(_HEADER, self._rows(), caption=counted(len(self), "node"))
 
 
 _HEADER = ("name", "architecture", "os", "python", "cpus", "memory", "infrastructure", "availability")

@@ -26,7 +26,7 @@ from fieldlab import artifacts as _artifacts
 from fieldlab.logs import Assembler, LogFilter, LogLine, Logs, assemble
 from fieldlab.results import DeploymentResults, Ledger, Reader, Results
 from fieldlab.source import Source
-from fieldlab.text import clean, html_table, instant, listed, one_line, table
+from fieldlab.text import clean, counted, html_table, instant, listed, one_line, table
 from fieldlab.transport import json_of
 
 __all__ = ["Deployments", "Run", "RunEvents"]
@@ -118,7 +118,7 @@ class Run:
         return Deployments(self.info.deployments)
 
     def __repr__(self) -> str:
-        return f"<Run {one_line(self.name)}: {self._info.state.value}, {len(self._info.deployments)} deployments>"
+        return f"<Run {one_line(self.name)}: {self._info.state.value}, {counted(len(self._info.deployments), 'deployment')}>"
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, self.deployments._rows(), caption=f"{self.name}: {self._info.state.value}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 
-__all__ = ["clean", "duration", "html_table", "instant", "one_line", "size", "table"]
+__all__ = ["clean", "closest", "counted", "duration", "html_table", "instant", "listed", "one_line", "size", "table"]
 
 # C0, DEL and C1 controls, surrogates, line separators, and the marks that reorder a line (bidirectional controls).
 _HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -97,6 +97,11 @@ def closest(name: str, known: Iterable[str]) -> str:
 
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {clean(found[0])!r}?" if found else ""
+
+
+def counted(count: int, word: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def listed(names: Iterable[str] | Mapping[str, object], most: int = 12) -> str:
