@@ -474,6 +474,13 @@ def test_alone_in_its_graph_it_is_started_and_asked_to_stop() -> None:
     assert play.finish == SUCCESS
 
 
+def test_one_that_announces_itself_after_it_was_asked_to_stop_still_ends() -> None:
+    play = Play(step("bg", background=ANNOUNCED), step("a", "bg"))
+    play.ready("bg")
+    play.ok("bg")
+    assert play.runs == ["a"]
+
+
 def test_early_failure_stops_what_runs_during_it_and_skips_what_waits() -> None:
     play = Play(
         step("bg", background=BACKGROUND), step("a", during=("bg",)), step("b", "a", during=("bg",)), step("c", "b?")

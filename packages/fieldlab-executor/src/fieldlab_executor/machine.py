@@ -498,7 +498,8 @@ class Machine:
         if item.ready or step.spec.background is None:
             return
         item.ready = True
-        self._agenda.expect_no_more(item.key)
+        if item.kill_at is None:  # it may run on for ever, unless it was asked to stop
+            self._agenda.expect_no_more(item.key)
         step.awaited -= 1
         if step.awaited or step.ready:
             return
