@@ -68,9 +68,9 @@ class NodePool(Sequence[Node]):
         where = f" where {clean(self._chosen)}" if self._chosen else ""
         have = f"there are {len(usable)} ({listed(n.name for n in usable)})" if usable else "there is none"
         misses = "; ".join(others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
+        asked = counted(count, "node") + (" was asked for" if count == 1 else " were asked for")
         return NotEnoughNodes(
-            f"{counted(count, 'node')} {'was' if count == 1 else 'were'} asked for{where}, and {have}."
-            + (f" The others: {misses}." if others else ""),
+            f"{asked}{where}, and {have}." + (f" The others: {misses}." if others else ""),
             advice="Ask for fewer, or loosen the condition.",
             details={"asked": count, "available": len(usable)},
         )

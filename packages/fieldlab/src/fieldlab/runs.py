@@ -118,7 +118,8 @@ class Run:
         return Deployments(self.info.deployments)
 
     def __repr__(self) -> str:
-        return f"<Run {one_line(self.name)}: {self._info.state.value}, {counted(len(self._info.deployments), 'deployment')}>"
+        count = counted(len(self._info.deployments), "deployment")
+        return f"<Run {one_line(self.name)}: {self._info.state.value}, {count}>"
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, self.deployments._rows(), caption=f"{self.name}: {self._info.state.value}")
