@@ -136,7 +136,8 @@ class LocalConnector:
             return Prepared(prepared={"python": self._python})
         environment = json.dumps(wire.encode(request.environment))
         async with self._making:
-            output = await self._command("prepare", "--environment", environment)
+            python = ("--python", request.python) if request.python else ()
+            output = await self._command("prepare", "--environment", environment, *python)
         try:
             return Prepared(prepared={"python": str(json.loads(output)["python"])})
         except (ValueError, KeyError, TypeError) as error:
