@@ -55,7 +55,7 @@ def test_an_unknown_kind_lists_those_there_are():
         decode(Deployment, data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff", b'{"name": NaN}'])
 def test_what_is_not_json_is_a_typed_error(data):
     with pytest.raises(InvalidMessage):
         loads(Graph, data)

@@ -79,10 +79,14 @@ def dumps(value: Any) -> bytes:
 def loads(cls: type[T], data: bytes) -> T:
     """Make a ``cls`` of JSON bytes; InvalidMessage if they are not JSON or not of that form."""
     try:
-        parsed = json.loads(data)
+        parsed = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"What should be a {cls.__name__} is not JSON: {error}.", details={"path": "$"}) from error
     return decode(cls, parsed)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def frame(number: int, body: bytes) -> bytes:
