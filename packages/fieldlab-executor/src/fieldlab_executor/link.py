@@ -28,9 +28,7 @@ from fieldlab_executor.transport import (
     Answer,
     FileBody,
     FileFault,
-    HttpTransport,
     PipeClosed,
-    PipeTransport,
     Transport,
     interpret,
 )
@@ -42,14 +40,11 @@ __all__ = [
     "CancelArrived",
     "ClockOffset",
     "EventsArrived",
-    "HttpTransport",
     "Item",
     "Link",
     "LinkFailed",
     "Pace",
-    "PipeTransport",
     "Traffic",
-    "Transport",
 ]
 
 T = TypeVar("T")

@@ -7,11 +7,13 @@ A ``Transport`` asks one row of ``protocol.ENDPOINTS`` and gives back status and
 Both transports may be used by several threads at once. HTTP keeps a connection for each request that is under way and
 uses it again; over the socket, requests carry an id and answers come in any order. Large bodies go from and to disk in
 chunks. Every wait has a deadline: ``timeout`` seconds for the answer to begin and for each silence after that.
+
+``http.client`` brings TLS and the e-mail package along, 6 MB of memory: it is imported where it is used, so that a
+local run goes without.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -20,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from fieldlab_common import errors as e
@@ -28,6 +30,9 @@ from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, Problem
 from fieldlab_common.wire import loads
 
 from fieldlab_executor.frames import Unpacker, pack
+
+if TYPE_CHECKING:
+    import http.client
 
 __all__ = [
     "Answer",
@@ -277,7 +282,7 @@ class HttpTransport:
         start: int,
         sink: Sink | None,
     ) -> Answer:
-        response: http.client.HTTPResponse | None = None
+        response = None
         while response is None:
             connection, used = self._connection(timeout)
             keep = False
@@ -330,6 +335,8 @@ class HttpTransport:
             return connection, used
 
     def _make(self, timeout: float) -> http.client.HTTPConnection:
+        import http.client
+
         host, port = self._host, self._port
         if self._proxy is not None:
             host, port = self._proxy.hostname or "", self._proxy.port or 8080
@@ -359,9 +366,11 @@ class _Converted:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import http.client
+
         if isinstance(error, TimeoutError) and not isinstance(error, e.FieldlabError):
             raise e.DirectorTimeout(f"{self._where} did not answer within {self._timeout:g} s.") from error
-        if isinstance(error, OSError | http.client.RemoteDisconnected) and not isinstance(error, e.FieldlabError):
+        if isinstance(error, OSError) and not isinstance(error, e.FieldlabError):
             raise e.DirectorUnreachable(
                 f"{self._where} does not answer: {str(error) or type(error).__name__}."
             ) from error
@@ -371,6 +380,8 @@ class _Converted:
 
 
 def _receive(response: http.client.HTTPResponse, sink: Sink | None, start: int, timeout: float) -> Answer:
+    import http.client
+
     headers = {name.lower(): value for name, value in response.getheaders()}
     received = 15 + sum(len(k) + len(v) + 4 for k, v in headers.items())
     kept: list[bytes] = []
@@ -395,7 +406,7 @@ def _receive(response: http.client.HTTPResponse, sink: Sink | None, start: int, 
 
 
 def _tls(ca: str | None) -> Any:
-    import ssl  # only where it is used: it is a third of the executor's memory
+    import ssl
 
     try:
         return ssl.create_default_context(cafile=ca)
