@@ -85,3 +85,7 @@ def test_a_record_moved_to_another_number_is_an_error():
     good[15] = 8
     with pytest.raises(InvalidMessage, match="checksum"):
         list(unframe(bytes(good)))
+
+
+def test_half_a_character_does_not_stop_a_message():
+    assert loads(Need, dumps(Need(step="a\ud800b"))).step == "a?b"

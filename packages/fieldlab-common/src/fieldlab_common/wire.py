@@ -72,8 +72,13 @@ def decode(cls: type[T], data: Any) -> T:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON bytes of a dataclass, keys in field order: equal values give equal bytes."""
-    return json.dumps(encode(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Compact JSON bytes of a dataclass, keys in field order: equal values give equal bytes.
+
+    Half a character (a lone surrogate), which any text of a user's may hold and JSON may not, becomes a ``?``.
+    """
+    return json.dumps(encode(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        errors="replace"
+    )
 
 
 def loads(cls: type[T], data: bytes) -> T:
