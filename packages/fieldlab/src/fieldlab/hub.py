@@ -104,7 +104,9 @@ class Hub:
         self, shipment: Shipment, folder: Path, *, woken: Callable[[], None], clock: Callable[[], float] = time.time
     ) -> None:
         self._shipment, self._folder, self._woken, self._clock = shipment, folder, woken, clock
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)  # the run's state, or its events
+        self._recorded = threading.Condition(lock)  # apart: whoever waits for the end is not woken by each record
         deployments = shipment.resolution.deployments
         self._here = {d.name: _Here(d, p.spec_of(d, shipment.graphs[d.name])) for d in deployments}
         self._members = tuple(
@@ -193,7 +195,7 @@ class Hub:
         """Records after the cursor; held up to ``wait`` seconds while there is none."""
         with self._changed:
             kept = self._records[lane.value]
-            self._changed.wait_for(lambda: len(kept) > after or self._state.terminal, timeout=wait or 0)
+            self._recorded.wait_for(lambda: len(kept) > after or self._state.terminal, timeout=wait or 0)
             entries, state = tuple(kept.read(after)), self._state
         return p.RecordPage(records=entries, cursor=after + len(entries), state=state)
 
@@ -299,7 +301,7 @@ class Hub:
             if not record.startswith(_PLAIN):
                 self._take(here, number, wire.loads(p.Record, record))
         self._finish(here)
-        self._changed.notify_all()
+        self._recorded.notify_all()
         return p.Ack(acked=here.acked[lane], missing=tuple(here.announced))
 
     def _hold_journal(self, here: _Here, query: Mapping[str, Any]) -> None:
@@ -456,6 +458,7 @@ class Hub:
         if all(s.terminal for s in states) and not self._state.terminal:
             self._end(states)
         self._changed.notify_all()
+        self._recorded.notify_all()
 
     def _end(self, states: Sequence[DeploymentState]) -> None:
         if self._state is _E.CANCELLING:

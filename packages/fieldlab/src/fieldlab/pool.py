@@ -42,7 +42,7 @@ class NodePool(Sequence[Node]):
         """Refuse a property that no node has, if it looks like a misspelling of one that some have."""
         known = {name for node in self._nodes for name in facts_of(node)}
         for name in sorted(asked.fields() - known) if known else ():
-            hint = closest(name, known)
+            hint = closest(name, known, likeness=0.8)  # `site` is no misspelling of `hostname`
             if hint:
                 raise UnknownNameError(
                     f"No node has a property {clean(name)!r}.{hint}", advice="Use .exists() to ask whether it is there."

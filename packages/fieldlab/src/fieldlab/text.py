@@ -91,11 +91,11 @@ def instant(at: float | None) -> str:
     return moment.strftime("%H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """``, did you mean 'x'?`` or nothing: the end of a sentence about an unknown name."""
+def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """``Did you mean 'x'?`` if one of ``known`` is alike (0 to 1), else nothing: for the end of a sentence."""
     import difflib
 
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" Did you mean {clean(found[0])!r}?" if found else ""
 
 
