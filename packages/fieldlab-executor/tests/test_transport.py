@@ -1,15 +1,22 @@
 """Both ways to the director: over real sockets, with every damage that an answer can have."""
 
 import contextlib
+import datetime
+import ipaddress
 import os
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from fieldlab_common import errors as e
 from fieldlab_common.protocol import PROBLEM, BlobStatus, Poll
 from fieldlab_executor.frames import Unpacker, pack
@@ -35,11 +42,12 @@ PROBLEM_BODY = b'{"title": "t", "status": 409, "code": "claim_refused", "detail"
 class Server:
     """A server in a thread that answers each request with the next script: bytes for the socket, then closed or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
         self.requests: queue.Queue[tuple[bytes, bytes]] = queue.Queue()
         self.scripts: queue.Queue[tuple[bytes, bool]] = queue.Queue()
         self.connections = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
@@ -60,8 +68,10 @@ class Server:
                 threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def _talk(self, connection: socket.socket) -> None:
-        file = connection.makefile("rb")
-        with contextlib.suppress(OSError), connection:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            file = stack.enter_context(stack.enter_context(connection).makefile("rb"))
             while line := file.readline():
                 head, length = line, 0
                 while (line := file.readline()) not in (b"\r\n", b""):
@@ -76,8 +86,11 @@ class Server:
                     return
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         for connection in self._open:
+            self.scripts.put((b"", True))
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -307,6 +320,61 @@ def test_through_a_proxy_https_is_tunnelled(server: Server) -> None:
 )
 def test_the_environment_says_which_proxy(url: str, environ: dict[str, str], proxy: str | None) -> None:
     assert proxy_for(url, environ) == proxy
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / f"{name}.key").write_bytes(key.private_bytes(*form))
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def test_over_tls_only_a_director_with_the_right_certificate_is_spoken_to(tmp_path: Path) -> None:
+    right, key = certificate(tmp_path, "right")
+    wrong, _ = certificate(tmp_path, "wrong")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(right, key)
+    server = Server(context=context)
+    url = f"https://127.0.0.1:{server.port}"
+    server.answer("200 OK", b'{"cursor": 5}')
+    trusting = HttpTransport(url, "t", ca=str(right))
+    assert interpret("poll", poll(trusting)).cursor == 5
+    with pytest.raises(e.DirectorUnreachable, match="certificate verify failed"):
+        poll(HttpTransport(url, "t", ca=str(wrong)))
+    assert server.requests.qsize() == 1
+    trusting.close()
+    server.close()
+
+
+def test_a_director_that_was_restarted_is_found_again() -> None:
+    first = Server()
+    transport = HttpTransport(f"http://127.0.0.1:{first.port}", "t")
+    first.answer("200 OK", b"{}")
+    poll(transport)
+    first.close()
+    with pytest.raises(e.DirectorUnreachable):
+        poll(transport)
+    second = Server(port=first.port)
+    second.answer("200 OK", b'{"cursor": 9}')
+    assert interpret("poll", poll(transport)).cursor == 9
+    transport.close()
+    second.close()
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "director", ""])

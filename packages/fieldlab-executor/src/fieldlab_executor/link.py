@@ -54,6 +54,7 @@ _FATAL = (e.ClaimRefused, e.AuthenticationError, PipeClosed)
 _FINAL = (*_FATAL, e.ProtocolMismatch, e.PermissionDenied, e.NotFound, e.InvalidRequest)
 MISMATCHES = 3  # so often the bytes of an artifact may arrive as others; then the file was changed
 SMALLEST_BATCH = 4096
+CLOSING = 2.0  # seconds for the threads to end
 
 
 # --- what it tells ----------------------------------------------------------------------------------------------------
@@ -304,9 +305,9 @@ class Link:
             self._closed = True
             self._wake_all()
         self._transport.close()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        deadline = self._clock() + CLOSING
+        for thread in self._threads:  # one that is just dialling cannot be woken; it ends with the process
+            thread.join(max(0.0, deadline - self._clock()))
 
     @property
     def traffic(self) -> Traffic:

@@ -53,6 +53,7 @@ HTTP_CHUNK = 64 * 1024 * 1024  # bytes of one upload request: a cut costs no mor
 PIPE_CHUNK = 1024 * 1024
 _BLOCK = 256 * 1024
 _IDLE = 8  # connections that are kept for the next request
+_CONNECT = 10.0  # seconds for a connection to be made
 
 Sink = Callable[[int, bytes], object]  # takes a block of a body, and its offset in the whole
 
@@ -156,7 +157,11 @@ def interpret(endpoint: str, answer: Answer) -> Any:
                 f"The answer to {endpoint!r} is not of the documented form: {error.message}",
                 advice="Something other than a director may stand at its address.",
             ) from error
-    raise _problem(answer) or _foreign(endpoint, answer)
+    refusal = _problem(answer) or _foreign(endpoint, answer)
+    refusal.http_status = answer.status
+    if (after := answer.headers.get("retry-after", "")).isdigit():
+        refusal.details.setdefault("retry_after", int(after))
+    raise refusal
 
 
 def _problem(answer: Answer) -> e.DirectorError | None:
@@ -169,7 +174,7 @@ def _problem(answer: Answer) -> e.DirectorError | None:
     found = e.BY_CODE.get(problem.code, e.DirectorError)
     cls = found if issubclass(found, e.DirectorError) else e.DirectorError
     error = cls(problem.detail or problem.title, advice=problem.advice, details=problem.details)
-    error.request_id, error.http_status = problem.request_id, answer.status
+    error.request_id = problem.request_id
     return error
 
 
@@ -183,11 +188,7 @@ def _foreign(endpoint: str, answer: Answer) -> e.DirectorError:
         cls = e.RateLimited
     elif answer.status == 413:
         cls = e.TooLarge
-    error = cls(text, advice="A proxy may stand between this node and its director.")
-    error.http_status = answer.status
-    if (after := answer.headers.get("retry-after", "")).isdigit():
-        error.details["retry_after"] = int(after)
-    return error
+    return cls(text, advice="A proxy may stand between this node and its director.")
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ class HttpTransport:
             keep = False
             try:
                 with _Converted(self._where, timeout):
-                    response = self._send(connection, method, target, headers, body)
+                    response = self._send(connection, method, target, headers, body, timeout)
                     answer = _receive(response, sink, start, timeout)
                     keep = not response.will_close
             except e.DirectorUnreachable:
@@ -307,11 +308,15 @@ class HttpTransport:
         target: str,
         headers: Mapping[str, str],
         body: bytes | FileBody | None,
+        timeout: float,
     ) -> http.client.HTTPResponse:
         if self._proxy is not None and not self._secure:
             target = self._where + target
             headers = {**headers, **_proxy_headers(self._proxy)}
         data = body.blocks() if isinstance(body, FileBody) else body
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.settimeout(timeout)
         try:
             connection.request(method, target, body=data, headers=dict(headers))
         except (BrokenPipeError, ConnectionResetError):
@@ -327,10 +332,7 @@ class HttpTransport:
             connection = self._idle.pop() if self._idle else None
             used = connection is not None
             if connection is None:
-                connection = self._make(timeout)
-            connection.timeout = timeout
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout)
+                connection = self._make(min(timeout, _CONNECT))
             self._busy.add(connection)
             return connection, used
 
