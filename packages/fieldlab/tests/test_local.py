@@ -36,10 +36,9 @@ def pid_of_me(*, ctx: fl.TaskContext) -> int:
 
 def gone(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return True
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_dag_gives_the_results_of_its_steps() -> None:
@@ -141,6 +140,36 @@ def test_a_timeout_cancels_and_leaves_nothing() -> None:
     with pytest.raises(fl.WaitTimeout):
         fl.run(dag, timeout=1.5)
     assert not subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "fieldlab_executor"], capture_output=True).stdout
+
+
+def test_an_environment_is_made_for_the_deployment_that_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @fl.task
+    def where() -> str:
+        return sys.prefix
+
+    monkeypatch.setenv("FIELDLAB_CACHE", str(tmp_path / "cache"))
+    with fl.DAG("d") as dag:
+        where()
+    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("a"), env=fl.Venv()))
+    assert run.results["a"]["where"].value.startswith(str(tmp_path / "cache"))
+
+
+def test_an_environment_that_cannot_be_made_fails_the_deployment_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @fl.task(packages=[str(tmp_path / "there-is-no-such-package")])
+    def needs() -> None:
+        pass
+
+    monkeypatch.setenv("FIELDLAB_CACHE", str(tmp_path / "cache"))
+    with fl.DAG("d") as dag:
+        needs()
+    results = fl.run(dag)
+    assert (results.state, results.reason) == (fl.DeploymentState.FAILED, fl.Reason.PREPARE_FAILED)
+    assert "there-is-no-such-package" in results.message
+    assert results["needs"].status is fl.StepState.CANCELLED
 
 
 def test_an_executor_that_is_killed_fails_its_deployment_and_no_other() -> None:

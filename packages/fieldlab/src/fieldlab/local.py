@@ -305,7 +305,7 @@ class _Carrier:
         if environment.kind != "venv":
             raise UnsupportedError(f"A {environment.kind} environment cannot be made here.", advice="Use a director.")
         tagged = p.Tagged(kind=environment.kind, body=wire.encode(environment))
-        command = [*_EXECUTOR, "prepare", "--environment", wire.dumps(tagged).decode()]
+        command = [*_EXECUTOR, "prepare", "--environment", wire.dumps(tagged).decode(), "--python", deployment.python]
         with self._lock:
             if self._closing:
                 return
