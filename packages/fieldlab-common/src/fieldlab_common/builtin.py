@@ -159,7 +159,9 @@ def shell(
 class WaitFor(Task[Any]):
     """A gate that an event opens; its value is the event's data."""
 
-    task_name = "wait_for"
+    @property
+    def task_name(self) -> str:
+        return "wait_for"
 
     def run(self, name: str, timeout: float | None, after: int, *, ctx: TaskContext) -> Any:
         """Wait for the event."""
@@ -169,7 +171,9 @@ class WaitFor(Task[Any]):
 class Send(Task[None]):
     """Sends an event."""
 
-    task_name = "send"
+    @property
+    def task_name(self) -> str:
+        return "send"
 
     def run(self, name: str, data: Any, *, ctx: TaskContext) -> None:
         """Send it."""
@@ -179,7 +183,9 @@ class Send(Task[None]):
 class Barrier(Task[None]):
     """Waits until all parties have come."""
 
-    task_name = "barrier"
+    @property
+    def task_name(self) -> str:
+        return "barrier"
 
     def run(self, name: str, parties: int | str, timeout: float | None, *, ctx: TaskContext) -> None:
         """Come to the barrier, and wait for the others."""

@@ -86,9 +86,11 @@ class Stopping(Protocol):
 
     def is_set(self) -> bool:
         """Whether it was asked."""
+        ...
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is asked, or ``timeout`` seconds; whether it was."""
+        ...
 
 
 class EventLog(ABC):

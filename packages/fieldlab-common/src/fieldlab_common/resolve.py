@@ -32,6 +32,7 @@ class Sealer(Protocol):
 
     def seal(self, obj: Any, what: str) -> str:
         """Seal an object and return the digest; the same object gives the same digest."""
+        ...
 
     def seal_file(self, path: str) -> str:
         """Take a file in and return its digest.
@@ -39,9 +40,11 @@ class Sealer(Protocol):
         Raises:
             DefinitionError: it cannot be read.
         """
+        ...
 
     def bundles(self) -> tuple[str, ...]:
         """Digests of the source bundles of the modules that what was sealed so far refers to."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +199,12 @@ class _Resolver:
         for name, implementation in chosen.items():
             if implementation.settings.requirements != Requirements():
                 needs = needs.merged(implementation.settings.requirements)
-            if implementation.settings.packages:
+            if implementation.settings.packages or implementation.settings.setup:
                 asking[name] = None
         if assignment.environment is not None:
             environment, why = assignment.environment, "given"
         elif asking:
-            environment, why = Venv(), f"packages are asked for by {_some(list(asking))}"
+            environment, why = Venv(), f"packages or setup commands are asked for by {_some(list(asking))}"
         else:
             environment, why = Host(), "no task asks for packages"
         if isinstance(environment, Host) and needs.packages and assignment.environment is not None:
@@ -226,6 +229,8 @@ class _Resolver:
             self._problem(
                 assignment, "python_version", f"code travels for Python {self._python}, and the node has {has} only."
             )
+        if isinstance(environment, Host) and environment.requirements.setup:
+            self._problem(assignment, "unsupported", "there are setup commands, and Host runs none; use env=fl.Venv().")
         if environment.requirements.system_packages and node.get("root") is False:
             names = ", ".join(environment.requirements.system_packages)
             self._problem(

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,17 @@ Log = Callable[[str], None]
 MINORS = range(11, 20)
 LAST_LINES = 20
 BUILD_SECONDS = 3600.0
+PROBE_SECONDS = 60.0
+# Prints which of the named distributions an interpreter lacks.
+_LACKING = """
+import sys
+from importlib.metadata import PackageNotFoundError, version
+for name in sys.argv[1:]:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        print(name)
+"""
 
 
 class PrepareFailed(FieldlabError):
@@ -114,11 +126,7 @@ def ensure(environment: Environment, *, python: str = "", cache: Path | None = N
         )
     requirements = environment.requirements
     path = find_python(python)
-    if requirements.packages:
-        raise PrepareFailed(
-            f"The tasks need Python packages ({', '.join(requirements.packages)}), and Host installs nothing.",
-            advice="Use env=fl.Venv(), or install them on the node and leave them out of packages=.",
-        )
+    _check_packages(path, requirements.packages)
     _check_system_packages(requirements.system_packages, log, install=False)
     if requirements.setup:
         raise PrepareFailed("The tasks have setup commands, and Host runs none.", advice="Use env=fl.Venv().")
@@ -218,6 +226,24 @@ def _run(
 
 
 # --- system packages -------------------------------------------------------------------------------------------------
+
+
+def _check_packages(python: str, wanted: tuple[str, ...]) -> None:
+    """See that the distributions are there, of whatever version: what a node has, its owner chose."""
+    names = [
+        match[0] for match in (re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", package.strip()) for package in wanted) if match
+    ]
+    if not names:
+        return
+    done = subprocess.run(
+        [python, "-c", _LACKING, *names], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+    )
+    lacking = done.stdout.split() if not done.returncode else names
+    if lacking:
+        raise PrepareFailed(
+            f"The node's {python} lacks {', '.join(lacking)}, and Host installs nothing.",
+            advice="Use env=fl.Venv(), or install them on the node.",
+        )
 
 
 def _check_system_packages(wanted: Iterable[str], log: Log, *, install: bool) -> None:

@@ -25,7 +25,22 @@ _NOUNS = (
     "fieldlab_common.experiment",
 )
 _VERBS = frozenset(
-    "Agents Client DeploymentResults Local NodePool Plan Results Run SSH StepResult plan run secret simulate".split()
+    (
+        "Agents",
+        "Client",
+        "DeploymentResults",
+        "Local",
+        "NodePool",
+        "Plan",
+        "Results",
+        "Run",
+        "SSH",
+        "StepResult",
+        "plan",
+        "run",
+        "secret",
+        "simulate",
+    )
 )
 
 
