@@ -12,18 +12,18 @@ for None.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import base64
 import contextlib
 import gc
-import hashlib
 import json
+import logging
 import os
-import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from fieldlab_common import payload
@@ -33,7 +33,7 @@ from fieldlab_common.errors import BarrierBroken, FieldlabError, UnpicklableErro
 from fieldlab_executor import frames
 from fieldlab_executor.context import Connection, Context
 
-__all__ = ["HANDLE_BYTES", "serve"]
+__all__ = ["HANDLE_BYTES", "Quiet", "serve"]
 
 HANDLE_BYTES = 1024  # a larger value goes to the next step through a file
 MAX_ERROR = 64 * 1024  # characters of a traceback that are kept: its beginning and its end
@@ -56,7 +56,7 @@ class Values:
     """Opens handles, and makes them."""
 
     def __init__(self, root: str, inline: int) -> None:
-        self._folder = os.path.join(root, "values")
+        self._folder = f"{root}/values"
         self._inline = inline
 
     def open(self, handle: Mapping[str, Any] | None) -> Any:
@@ -82,6 +82,8 @@ class Values:
         inline = encoded.size <= (self._inline if encoded.format == "json" else self._inline * 3 // 4)
         reference: dict[str, Any] = {"format": encoded.format, "size": encoded.size, "summary": encoded.summary}
         if not inline:
+            import hashlib  # it brings a library with it that most steps do not need
+
             reference["sha256"] = hashlib.sha256(encoded.body).hexdigest()
             reference["file"] = self._write(f"{name}.value", encoded.body)
         if not encoded.exact:
@@ -107,32 +109,59 @@ class Values:
         return self.keep_local(value, name)
 
     def _read(self, name: str) -> bytes:
-        with open(os.path.join(self._folder, name), "rb") as file:
-            return file.read()
+        return read_file(f"{self._folder}/{name}")
 
     def _write(self, name: str, data: bytes) -> str:
-        with open(os.path.join(self._folder, name), "wb") as file:
+        with open(f"{self._folder}/{name}", "wb") as file:
             file.write(data)
         return name
+
+
+def read_file(path: str) -> bytes:
+    """The content of a file; less machinery than ``open`` has, for what every step does."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(fd, os.fstat(fd).st_size + 1)]
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
 class _Job:
-    def __init__(self, root: str, job: dict[str, Any], connection: Connection, values: Values) -> None:
+    def __init__(self, root: str, job: dict[str, Any], fd: int, values: Values) -> None:
         self.root = root
         self.job = job
         self.values = values
-        self.connection = connection
-        self.context: Context | None = None
+        self._fd = fd
+        self._connection: Connection | None = None
+        self._context: Context | None = None
         self._inputs: dict[str, Any] = job.get("inputs") or {}
         self._opened: dict[str, Any] = {}
 
+    @property
+    def connection(self) -> Connection:
+        """For questions to the supervisor, made when there is the first."""
+        if self._connection is None:
+            self._connection = Connection(self._fd)
+        return self._connection
+
+    def finish(self, answer: dict[str, Any], data: bytes) -> None:
+        """Send the result frame."""
+        if self._connection is not None:
+            self._connection.write(answer, data)
+            return
+        frame = frames.pack(answer, data)
+        while frame:
+            frame = frame[os.write(self._fd, frame) :]
+
     def blob(self, digest: str) -> bytes:
         """The bytes of a blob of the deployment."""
-        with open(os.path.join(self.root, "blobs", digest), "rb") as file:
-            return file.read()
+        return read_file(f"{self.root}/blobs/{digest}")
 
     def resolve(self, reference: tuple[Any, ...]) -> Any:
         """What a reference in sealed code or arguments stands for."""
@@ -151,9 +180,9 @@ class _Job:
 
     def ctx(self) -> Context:
         """The task's context, made when it is first needed."""
-        if self.context is None:
-            self.context = Context(self.root, self.job, self.connection, self.values)
-        return self.context
+        if self._context is None:
+            self._context = Context(self.root, self.job, self.connection, self.values)
+        return self._context
 
     def _of_step(self, name: str, attribute: str, path: Iterable[Any]) -> Any:
         given = self._inputs.get(name)
@@ -216,15 +245,15 @@ def _call(job: _Job) -> tuple[dict[str, Any], bytes]:
 
 
 def _enter(job: _Job) -> None:
-    """Take on the step's variables, folder and search path."""
-    folder = job.job["folder"]
-    os.makedirs(folder, exist_ok=True)
-    cwd = job.job.get("cwd")
-    os.environ.update(job.job.get("env") or {})
+    """Take on the step's variables and folder."""
+    folder, cwd, env = job.job["folder"], job.job["cwd"], job.job["env"]
+    if env:
+        os.environ.update(env)
     try:
         os.chdir(os.path.join(folder, os.path.expanduser(cwd)) if cwd else folder)
     except OSError as error:
-        raise _Failure("load_failed", f"The step's cwd={cwd!r} cannot be entered: {error.strerror}.") from error
+        where = f"The step's cwd={cwd!r}" if cwd else f"The step's folder {folder}"
+        raise _Failure("load_failed", f"{where} cannot be entered: {error.strerror}.") from error
 
 
 def _evaluate(job: _Job) -> tuple[dict[str, Any], bytes]:
@@ -302,7 +331,25 @@ def _trace(error: BaseException) -> str:
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
-def serve(fd: int, root: str, inline: int) -> NoReturn:
+class Quiet:
+    """What an interpreter has to do at its end before any user code ran; if it has no more to do then, nothing is done.
+
+    Running it costs more than an empty step.
+    """
+
+    def __init__(self) -> None:
+        self._marks = self._now()
+
+    @staticmethod
+    def _now() -> tuple[int, int, int]:
+        return _thread._count(), atexit._ncallbacks(), len(logging._handlerList)  # type: ignore[attr-defined]
+
+    def still(self) -> bool:
+        """Whether user code left threads, exit functions or log handlers."""
+        return self._now() == self._marks
+
+
+def serve(fd: int, root: str, inline: int, quiet: Quiet) -> NoReturn:
     """Wait for one job on the socket ``fd``, do it, and end the process.
 
     ``root`` is the deployment's folder; values up to ``inline`` bytes travel inside the result.
@@ -311,59 +358,38 @@ def serve(fd: int, root: str, inline: int) -> NoReturn:
     if frame is None:
         os._exit(0)
     gc.enable()
-    connection = Connection(fd)
-    job = _Job(root, frame[0], connection, Values(root, inline))
+    job = _Job(root, frame[0], fd, Values(root, inline))
     try:
         answer, data = _guarded(job)
     except SystemExit as leave:
-        _leave(_exit_code(leave))
-    _end_threads()
-    answer["usage"] = _usage()
+        _end(quiet)
+        os._exit(_exit_code(leave))
+    _end(quiet)
     with contextlib.suppress(OSError):  # the supervisor is gone: the spawner's sweep follows
-        connection.write(answer, data)
+        job.finish(answer, data)
     os._exit(0)
 
 
 def _guarded(job: _Job) -> tuple[dict[str, Any], bytes]:
-    run: Callable[[_Job], tuple[dict[str, Any], bytes]] = _evaluate if job.job["kind"] == "evaluate" else _call
     try:
-        return run(job)
+        return (_evaluate if job.job["kind"] == "evaluate" else _call)(job)
     except _Failure as failure:
-        return {
-            "op": "result",
-            "reason": failure.reason,
-            "message": failure.message[:MAX_MESSAGE],
-            "error": failure.error,
-        }, b""
+        message, error = failure.message[:MAX_MESSAGE], failure.error
+        return {"op": "result", "reason": failure.reason, "message": message, "error": error}, b""
 
 
-def _usage() -> list[float]:
-    """CPU seconds of this process and of those it waited for, and the peak memory of the largest in bytes."""
-    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
-    scale = 1 if sys.platform == "darwin" else 1024
-    return [cpu, max(own.ru_maxrss, others.ru_maxrss) * scale]
-
-
-def _end_threads() -> None:
+def _end(quiet: Quiet) -> None:
     """What an interpreter does at its end: wait for threads, call what atexit has, write out what is buffered."""
-    if threading.active_count() > 1:
+    if not quiet.still():
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
-    atexit._run_exitfuncs()
-    _flush()
-
-
-def _flush() -> None:
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or replaced by the user
+        try:
             stream.flush()
-
-
-def _leave(code: int) -> NoReturn:
-    _end_threads()
-    os._exit(code)
+        except (OSError, ValueError, AttributeError):  # closed, or replaced by the user
+            continue
 
 
 def _exit_code(leave: SystemExit) -> int:

@@ -35,15 +35,20 @@ ORPHAN = struct.Struct("<I")
 
 def pack(header: Mapping[str, Any], data: bytes = b"") -> bytes:
     """One frame."""
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = _encode(header).encode()
     if len(head) > MAX_FRAME or len(data) > MAX_FRAME:
         raise InvalidMessage(f"A message of {len(head) + len(data)} bytes is over the limit of {MAX_FRAME}.")
     return _HEAD.pack(len(head), len(data)) + head + data
 
 
+# Without what json.loads and json.dumps do around it: in a fresh child each function that runs is memory to be copied.
+_decode = json.JSONDecoder().raw_decode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _parse(head: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(head)
+        header, _ = _decode(head.decode())
     except ValueError as error:
         raise InvalidMessage(f"A frame's header is not JSON: {error}.") from error
     if type(header) is not dict:
@@ -81,19 +86,17 @@ class Unpacker:
 
 def receive(fd: int) -> Frame | None:
     """Wait for one frame; None at the end of the stream. For a descriptor that only one thread reads."""
-    head = _read(fd, _HEAD.size)
-    if head is None:
-        return None
-    lengths = _HEAD.unpack(head)
-    rest = _read(fd, lengths[0] + lengths[1])
-    return None if rest is None else (_parse(rest[: lengths[0]]), rest[lengths[0] :])
-
-
-def _read(fd: int, size: int) -> bytes | None:
     data = b""
-    while len(data) < size:
-        more = os.read(fd, size - len(data))
+    while len(data) < _HEAD.size:
+        more = os.read(fd, _HEAD.size - len(data))
         if not more:
             return None
-        data = data + more if data else more
-    return data
+        data += more
+    head, body = _HEAD.unpack(data)
+    rest = os.read(fd, head + body)
+    while len(rest) < head + body:
+        more = os.read(fd, head + body - len(rest))
+        if not more:
+            return None
+        rest += more
+    return _parse(rest[:head]), rest[head:]

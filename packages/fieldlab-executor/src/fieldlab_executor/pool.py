@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fieldlab_executor import frames, processes
+from fieldlab_executor.boot import BOOT
 from fieldlab_executor.loop import Loop
-from fieldlab_executor.spawner import BOOT
 
 __all__ = ["Exit", "Pool", "Taker", "Warm", "wait_for"]
 

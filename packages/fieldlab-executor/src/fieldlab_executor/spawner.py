@@ -8,7 +8,7 @@ end of file is seen by whom it concerns. What is imported here before the first 
 Invariant: when the supervisor's end of the socket is closed, everything below this process is killed before it exits.
 The spawner bears the mark of a subreaper from its start (``processes``), so that nothing below it can get away.
 
-Start: ``python -P -c <BOOT> DESCRIPTOR ROOT``, where ROOT has ``fieldlab_common``, ``fieldlab_executor``, cloudpickle.
+It is started by ``boot``, so that what it imports does not slow down every fork (``forkhooks``).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import sys
 import time
 from typing import NoReturn
 
-from fieldlab_executor import child, frames, processes
+import fieldlab_common.builtin  # noqa: F401 - what tasks are made of, imported once for all children
 
-__all__ = ["BOOT", "main"]
+from fieldlab_executor import child, forkhooks, frames, processes
 
-BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from fieldlab_executor.spawner import main; main()"
+__all__ = ["main"]
+
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
@@ -41,6 +42,7 @@ class Spawner:
         self._control = control
         self._root = root
         self._inline = inline
+        self._quiet = child.Quiet()
         self._known: set[int] = set()
         self._pid = os.getpid()
         self._children = f"/proc/self/task/{self._pid}/children"
@@ -108,7 +110,8 @@ class Spawner:
             os.dup2(err, 2)
             for fd in (*others, out, err, self._wake, self._waker, self._control.detach()):
                 os.close(fd)
-            child.serve(theirs.detach(), self._root, self._inline)
+            forkhooks.register()
+            child.serve(theirs.detach(), self._root, self._inline, self._quiet)
         except BaseException:  # noqa: BLE001 - nothing of a child may ever run the spawner's own loop
             sys.excepthook(*sys.exc_info())
         finally:
@@ -161,8 +164,6 @@ def main() -> None:
         sys.path.remove(site)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    import fieldlab_common.builtin  # noqa: F401 - what tasks are made of, imported once for all children
-
     with contextlib.suppress(ConnectionError):
         spawner = _prepare(fd)
         if spawner is not None:

@@ -264,7 +264,7 @@ class Supervisor:
     def _start(self, effect: m.StartAttempt) -> None:
         key, spec = effect.key, self._specs[effect.key.step]
         place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
-        job = {
+        job: dict[str, Any] = {
             "kind": "call",
             "step": key.step,
             "attempt": key.attempt,
