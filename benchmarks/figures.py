@@ -1,7 +1,7 @@
 """What is measured: each figure beside its peer, in rounds that alternate, so that a busy machine is busy for both.
 
-A ratio is the median of the rounds' own ratios, not the ratio of the medians, for the same reason. A peer that cannot be
-had (no index, no wheel) leaves its column empty, with the reason as the row's note; the rest goes on.
+A ratio is the median of the rounds' own ratios, not the ratio of the medians, for the same reason. A peer that cannot
+be had (no index, no wheel) leaves its column empty, with the reason as the row's note; the rest goes on.
 """
 
 from __future__ import annotations
@@ -146,41 +146,142 @@ def _size(python: Path) -> float:
 
 # --- the client -------------------------------------------------------------------------------------------------------
 
+_IMPORT = "from time import perf_counter as now; begun = now(); import {}; print(now() - begun)"
 
-def imports(rounds: int, versions: dict[str, Any]) -> list[Row]:
+
+def client(rounds: int, versions: dict[str, Any]) -> list[Row]:
     """How long the import takes, in fresh interpreters, and what is installed for it."""
-    ours = client_environment()
-    versions["client"] = installed(ours)
-    note, theirs = "", None
+    ours, theirs, note = client_environment(), None, ""
+    versions["fieldlab"] = installed(ours)
     try:
         theirs = peer_environment("client")
-        versions["netunicorn-client"] = installed(theirs)
+        versions[PEER["client"]] = installed(theirs)
     except Unavailable as error:
         note = str(error)
-    sides = [(ours, "fieldlab", [])] + ([(theirs, "netunicorn.client", [])] if theirs else [])
-    for number in range(rounds + 1):  # the first brings the files into memory
-        for python, module, samples in sides:
-            taken = 1000 * float(run([python, "-c", _IMPORT.format(module)]))
-            samples += [taken] if number else []
-    (mine, their) = (sides[0][2], sides[1][2] if theirs else [])
-    peer = PEER["client"]
-    sizes, counts = ([_size(one)] for one in [ours]), ([float(len(installed(one)))] for one in [ours])
-    their_size, their_count = ([_size(theirs)], [float(len(installed(theirs)))]) if theirs else ([], [])
+
+    def of_both(measure: Callable[[Path], float]) -> dict[str, list[float]]:
+        return {"samples": [measure(ours)], "peer_samples": [measure(theirs)] if theirs else []}
+
+    both: dict[str, Callable[[], float]] = {"samples": lambda: _import(ours, "fieldlab")}
+    if theirs:
+        both["peer_samples"] = lambda: _import(theirs, "netunicorn.client")
+    alternate(1, both)  # brings the files into memory
+    peer: dict[str, Any] = {"peer": PEER["client"], "note": note}
     return [
-        Row(
-            name="import fieldlab",
-            unit="ms",
-            samples=mine,
-            peer="import netunicorn.client",
-            peer_samples=their,
-            aim=0.25,
-            aimed="ratio",
-            note=note,
-        ),
-        Row(
-            name="installed size", unit="MB", samples=next(sizes), peer=peer, peer_samples=their_size, aim=6, note=note
-        ),
-        Row(
-            name="distributions", unit="", samples=next(counts), peer=peer, peer_samples=their_count, aim=11, note=note
-        ),
+        Row(name="import fieldlab", unit="ms", aim=0.25, aimed="ratio", **alternate(rounds, both), **peer),
+        Row(name="installed size", unit="MB", aim=6, **of_both(_size), **peer),
+        Row(name="distributions", unit="", aim=11, **of_both(lambda python: len(installed(python))), **peer),
     ]
+
+
+def _import(python: Path, module: str) -> float:
+    return 1000 * float(run([python, "-c", _IMPORT.format(module)]))
+
+
+def alternate(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, Any]:
+    """The samples of each measure, taken in turn."""
+    found: dict[str, Any] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return found
+
+
+# --- the chain --------------------------------------------------------------------------------------------------------
+
+
+def chain(rounds: int, versions: dict[str, Any]) -> list[Row]:
+    """What a step costs in a chain of steps that do nothing."""
+    folder = _work("chain")
+    places = (str(folder / str(number)) for number in itertools.count())
+    found = alternate(
+        rounds,
+        {
+            "fieldlab": lambda: _per_step("chain-fieldlab", next(places)),
+            "fork": lambda: _per_step("chain-fork"),
+            "pool": lambda: _per_step("chain-pool"),
+        },
+    )
+    theirs, note = [], ""
+    try:
+        python = peer_environment("executor")
+        versions[PEER["executor"]] = installed(python)
+        theirs = [_per_step("chain-netunicorn", "3", python=python, cwd=folder) for _ in range(min(rounds, 3))]
+    except Unavailable as error:
+        note = str(error)
+    shutil.rmtree(folder)
+    ours: dict[str, Any] = {"name": "a step of a chain", "unit": "ms", "samples": found["fieldlab"]}
+    return [
+        Row(peer="fork + pipe + wait", peer_samples=found["fork"], aim=1.5, aimed="ratio", **ours),
+        Row(peer="ProcessPoolExecutor (no process of its own)", peer_samples=found["pool"], **ours),
+        Row(peer="netunicorn's executor, chain of 3", peer_samples=theirs, note=note, **ours),
+    ]
+
+
+def _per_step(program: str, *arguments: str, python: Path = Path(sys.executable), cwd: Path = ROOT) -> float:
+    found: dict[str, float] = _program(program, *arguments, python=python, cwd=cwd)
+    return 1000 * found["per_step"]
+
+
+def _program(name: str, *arguments: str, python: Path = Path(sys.executable), cwd: Path = ROOT) -> Any:
+    return json.loads(run([python, PROGRAMS, name, *arguments], cwd=cwd, env={"FIELDLAB_CACHE": str(CACHE / "cache")}))
+
+
+def _work(name: str) -> Path:
+    """A fresh folder below the checkout: on a real file system, where /tmp may be memory."""
+    folder = CACHE / "work" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+# --- the executor -----------------------------------------------------------------------------------------------------
+
+
+def node(rounds: int, versions: dict[str, Any]) -> list[Row]:
+    """How soon an executor gives its first result, and what it holds while it has nothing to do."""
+    folder = _work("executor")
+    pyz, warm = zipapp.build(folder / "fieldlab.pyz"), folder / "warm"
+    versions["fieldlab.pyz"] = f"{pyz.stat().st_size} bytes"
+    places = (folder / str(number) for number in itertools.count())
+    executor.first_result(pyz, next(places), warm)
+    times = alternate(
+        rounds,
+        {
+            "warm": lambda: 1000 * executor.first_result(pyz, next(places), warm),
+            "bare": lambda: 1000 * executor.bare_python(),
+            "cold": lambda: 1000 * executor.first_result(pyz, next(places), next(places)),
+            "local": lambda: 1000 * _program("one-step", str(next(places)))["seconds"],
+        },
+    )
+    sizes = alternate(
+        min(rounds, 3),
+        {
+            "http": lambda: executor.idle_memory(pyz, next(places), warm),
+            "pipe": lambda: _program("idle", str(next(places))),
+        },
+    )
+    shutil.rmtree(folder)
+    bare: dict[str, Any] = {"unit": "ms", "peer": "python3 -c 'import ssl, …'", "peer_samples": times["bare"]}
+    return [
+        Row(name="first result, warm cache", samples=times["warm"], aim=4, aimed="ratio", **bare),
+        Row(name="first result, cold cache", samples=times["cold"], **bare),
+        Row(name="fl.run of one step, whole call", samples=times["local"], **bare),
+        *_memory(sizes["http"], "over HTTP"),
+        *_memory(sizes["pipe"], "over the pipe"),
+    ]
+
+
+def _memory(found: list[dict[str, int]], how: str) -> list[Row]:
+    def of(name: str) -> dict[str, Any]:
+        return {"unit": "MB", "samples": [one[name] / 1e6 for one in found]}
+
+    count = f"{found[0]['processes']} processes: supervisor, spawner, one step, and the children that wait for a job"
+    return [
+        Row(name=f"supervisor, {how} (RSS)", aim=30, **of("supervisor")),
+        Row(name=f"its tree, {how} (RSS)", note=count, **of("tree")),
+        Row(name=f"its tree, {how} (PSS)", note=count, **of("tree_pss")),
+    ]
+
+
+FIGURES: dict[str, Callable[[int, dict[str, Any]], list[Row]]] = {"client": client, "chain": chain, "executor": node}
