@@ -1,0 +1,526 @@
+"""The executor as a process, over the pipe, with real children: how steps end, what they may ask, what is left behind.
+
+Functions of this module travel by value: the executor cannot import it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from fieldlab_common.context import CommandFailed
+from fieldlab_common.deployment import Background, Condition, Need, On, Repeat, Retry
+from fieldlab_common.events import DEPLOYMENT, Member
+from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_executor import zipapp
+
+from .hub import CTX, ITEM, Bench, Executor, Hub, Reference, gone, value_of
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are forked ahead on Linux")
+
+Run = Callable[..., Hub]
+Launch = Callable[..., Executor]
+
+
+def after(name: str, on: On = On.SUCCESS, data: bool = True) -> tuple[Need, ...]:
+    return (Need(step=name, on=on, data=data),)
+
+
+class Odd:
+    """Not data, but it can be pickled."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_hands_values_on_and_reports_them_in_order(run: Run) -> None:
+    bench = Bench()
+    bench.step("one", lambda: {"n": [1, 2]})
+    bench.step("two", lambda x: x + 1, value_of("one", "n", 1), needs=after("one"))
+    hub = run(bench)
+    assert hub.value("two") == 3
+    kinds = [r.kind for r in next(iter(hub.records.values()))]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "ended"
+    assert hub.ended.state is DeploymentState.SUCCEEDED
+
+
+def test_what_is_no_data_reaches_the_next_step_as_it_was(run: Run) -> None:
+    bench = Bench()
+    bench.step("one", lambda: Odd(7))
+    bench.step("two", lambda odd: odd.number, value_of("one"), needs=after("one"))
+    hub = run(bench)
+    assert hub.value("two") == 7
+    assert hub.settled("one").value.format == "pickle"
+
+
+def test_a_large_value_travels_as_an_artifact_and_to_the_next_step_through_a_file(run: Run) -> None:
+    bench = Bench()
+    bench.step("big", lambda: "x" * 1_000_000)
+    bench.step("size", len, value_of("big"), needs=after("big"))
+    hub = run(bench)
+    reference = hub.settled("big").value
+    assert hub.value("size") == 1_000_000
+    assert hub.stored[reference.sha256] == b'"' + b"x" * 1_000_000 + b'"'
+
+
+def test_the_node_and_a_files_path_are_filled_in(run: Run) -> None:
+    bench = Bench()
+    digest = bench.blobs.put(b"weights")
+    read = lambda site, path: (site, path.endswith("/w.bin"), open(path).read())  # noqa: E731, SIM115
+    bench.step("read", read, Reference("node", "site"), Reference("file", digest, "w.bin"), files=(digest,))
+    assert run(bench).value("read") == ("lab", True, "weights")
+
+
+def test_a_fan_out_gives_each_iteration_its_item(run: Run) -> None:
+    bench = Bench()
+    bench.step("list", lambda: {"items": [10, Odd(1), "c"]})
+    bench.step("each", lambda item: repr(type(item).__name__), ITEM, over="list", over_path=("items",))
+    bench.step("all", lambda values: values, value_of("each"), needs=after("each"))
+    assert run(bench).value("all") == ["'int'", "'Odd'", "'str'"]
+
+
+def test_a_repeated_step_ends_when_its_condition_says_so(run: Run) -> None:
+    bench = Bench()
+
+    def count(ctx):
+        ctx.store["n"] = ctx.store.get("n", 0) + 1
+        return ctx.store["n"]
+
+    bench.step("count", count, CTX, repeat=Repeat(until=bench.code(lambda value: value == 3)))
+    bench.step("all", lambda values: values, value_of("count"), needs=after("count"))
+    assert run(bench).value("all") == [1, 2, 3]
+
+
+def test_a_condition_that_is_false_skips_the_step_and_one_that_raises_fails_it(run: Run) -> None:
+    bench = Bench()
+    bench.step("value", lambda: 1)
+    bench.step("no", lambda: 1, when=Condition(step="value", code=bench.code(lambda v: v > 1)))
+    bench.step("bad", lambda: 1, when=Condition(step="value", code=bench.code(lambda v: v.nothing)))
+    hub = run(bench)
+    assert hub.settled("no").reason is Reason.CONDITION
+    assert hub.settled("bad").state is StepState.FAILED
+    assert "AttributeError" in hub.settled("bad").error
+
+
+class Absent:
+    """Pickles as a function of a module that the node does not have."""
+
+    def __call__(self) -> None: ...
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return __import__, ("not_there",)
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def kills_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises():
+    raise ValueError("no such luck")
+
+
+class Rude(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def raises_rudely():
+    raise Rude
+
+
+def raises_command_failed():
+    raise CommandFailed("false ended with code 1.", exit_code=1)
+
+
+def floods():
+    raise ValueError("x" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "text"),
+    [
+        (raises, Reason.RAISED, "ValueError: no such luck"),
+        (raises_rudely, Reason.RAISED, "its text cannot be had"),
+        (floods, Reason.RAISED, "ValueError: xxx"),
+        (raises_command_failed, Reason.EXIT_CODE, "false ended with code 1"),
+        (kills_itself, Reason.SIGNAL, "SIGKILL"),
+        (lambda: os._exit(0), Reason.EXITED, "exit code 0"),
+        (lambda: sys.exit(3), Reason.EXITED, "exit code 3"),
+        (lambda: sys.exit("enough"), Reason.EXITED, "exit code 1"),
+        (lambda: {"lock": threading.Lock()}, Reason.BAD_RESULT, "'lock' is a _thread.lock"),
+    ],
+)
+def test_a_step_that_ends_badly_has_failed_for_its_reason(
+    run: Run, function: Callable[[], object], reason: Reason, text: str
+) -> None:
+    bench = Bench()
+    bench.step("bad", function)
+    ended = run(bench).settled("bad")
+    assert ended.state is StepState.FAILED
+    assert ended.reason is reason
+    assert text in ended.message
+    assert len(ended.error) <= 70_000
+
+
+def test_a_traceback_names_the_users_line_and_not_the_executors(run: Run) -> None:
+    bench = Bench()
+    bench.step("bad", raises)
+    error = run(bench).settled("bad").error
+    assert "in raises" in error
+    assert "fieldlab_executor" not in error
+
+
+def test_code_that_cannot_be_loaded_says_what_to_do(run: Run) -> None:
+    bench = Bench()
+    bench.step("bad", Absent())
+    ended = run(bench).settled("bad")
+    assert ended.reason is Reason.LOAD_FAILED
+    assert "No module named 'not_there'" in ended.message
+    assert "packages=" in ended.message
+
+
+def test_a_failed_attempt_is_tried_again_if_its_condition_agrees(run: Run) -> None:
+    bench = Bench()
+
+    def second_time(ctx):
+        if ctx.attempt < 2:
+            raise ValueError("again")
+        return ctx.attempt
+
+    bench.step("try", second_time, CTX, retry=Retry(times=3, condition=bench.code(lambda text: "again" in text)))
+    assert run(bench).value("try") == 2
+
+
+def test_an_attempt_that_takes_too_long_is_ended(run: Run) -> None:
+    bench = Bench()
+    bench.step("slow", signal.pause, timeout=0.3)
+    assert run(bench).settled("slow").reason is Reason.TIMEOUT
+
+
+def test_a_claim_that_is_anothers_ends_quietly_and_does_nothing(launch: Launch) -> None:
+    bench = Bench()
+    bench.step("one", raises)
+    hub = Hub(bench)
+    hub.refuses = True
+    executor = launch(bench, hub=hub)
+    assert executor.wait() == 3
+    assert not any(hub.records.values())
+
+
+# --- what a task may ask ----------------------------------------------------------------------------------------------
+
+
+def test_output_is_kept_by_step_and_stream(run: Run) -> None:
+    bench = Bench()
+
+    def talk(ctx):
+        print("out")
+        print("grüße", file=sys.stderr)
+        ctx.log.warning("careful")
+        subprocess.run(["echo", "from a command"], check=True)
+        print("no newline", end="")
+
+    bench.step("talk", talk, CTX)
+    bench.step("flood", lambda: print("x" * 79 + "\n", end="") or ([print("y" * 79) for _ in range(5000)] and None))
+    hub = run(bench)
+    assert set(hub.logs("talk").split("\n")) == {"out", "from a command", "no newline"}
+    assert hub.logs("talk", "stderr") == "grüße\n"
+    assert hub.logs("talk", "log") == "WARNING careful\n"
+    assert len(hub.logs("flood")) == 5001 * 80
+
+
+def test_what_a_dying_step_had_printed_is_kept(run: Run) -> None:
+    bench = Bench()
+    bench.step("dies", lambda: print("last words") or os.kill(os.getpid(), signal.SIGKILL))
+    assert run(bench).logs("dies") == "last words\n"
+
+
+def test_events_of_the_same_executor_are_seen_once_and_those_of_others_in_order(run: Run) -> None:
+    bench = Bench()
+
+    def talk(ctx):
+        for number in range(3):
+            ctx.events.send("tick", number)
+        return ctx.events.count("tick"), ctx.events.latest("tick").data, ctx.events.latest("none")
+
+    def listen(ctx):
+        found = ctx.events.wait("tick", count=3, where=lambda e: True, timeout=30)
+        ctx.events.send("heard")
+        ctx.events.wait("go", timeout=30)
+        return [event.data for event in found], ctx.events.count("tick")
+
+    bench.step("listen", listen, CTX)
+    bench.step("talk", talk, CTX)
+    bench.step("go", lambda ctx: ctx.events.wait("heard", timeout=30) and ctx.events.send("go"), CTX)
+    hub = run(bench)
+    assert hub.value("listen") == ([0, 1, 2], 3)
+    assert hub.value("talk") == (3, 2, None)
+    assert [e.data for e in hub.events if e.name == "tick"] == [0, 1, 2]
+
+
+def test_an_event_from_outside_opens_a_wait(launch: Launch) -> None:
+    bench = Bench()
+
+    def gate(ctx):
+        ctx.events.send("waiting")
+        return ctx.events.wait("go", timeout=30)[0].data
+
+    bench.step("gate", gate, CTX)
+    executor = launch(bench)
+    executor.hub.event("waiting")
+    executor.hub.send("go", {"rate": 10})
+    assert executor.wait() == 0
+    assert executor.hub.value("gate") == {"rate": 10}
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda ctx: ctx.events.wait("never", timeout=0.05), "0 of 1 events 'never' came within"),
+        (lambda ctx: ctx.barrier("start", 2, timeout=0.05), "did not fill within"),
+        (lambda ctx: ctx.artifact("../escape"), "cannot be the name of an artifact"),
+        (lambda ctx: ctx.events.send("x", "y" * 70_000), "at most 65536"),
+        (lambda ctx: ctx.events.send("fieldlab.deployment", {}), "cannot be the name of an event"),
+        (lambda ctx: ctx.events.send("x", {1, 2}), "is not JSON"),
+        (lambda ctx: ctx.store["nothing"], "KeyError"),
+        (lambda ctx: ctx.results["nothing"], "There is no step 'nothing'"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_an_error_that_says_why(
+    run: Run, ask: Callable[..., object], said: str
+) -> None:
+    bench = Bench()
+    bench.step("ask", ask, CTX)
+    assert said in run(bench).settled("ask").message
+
+
+def test_a_barrier_opens_for_all_its_parties(run: Run) -> None:
+    bench = Bench()
+    for name in ("a", "b", "c"):
+        bench.step(name, lambda ctx: ctx.barrier("start", 3, timeout=30), CTX)
+    assert run(bench).ended.state is DeploymentState.SUCCEEDED
+
+
+def test_a_barrier_whose_party_has_ended_breaks_and_names_it(launch: Launch) -> None:
+    bench = Bench()
+    bench.step("come", lambda ctx: ctx.events.send("here") or ctx.barrier("start", "all"), CTX)
+    members = (Member(deployment="pi-1"), Member(deployment="pi-2"))
+    executor = launch(bench, members=members)
+    executor.hub.event("here")
+    executor.hub.send(DEPLOYMENT, {"deployment": "pi-2", "state": "failed"})
+    assert executor.wait() == 0
+    ended = executor.hub.settled("come")
+    assert ended.reason is Reason.BARRIER_BROKEN
+    assert "pi-2 (failed)" in ended.message
+
+
+def test_artifacts_are_collected_whether_the_step_ends_well_or_badly(run: Run) -> None:
+    bench = Bench()
+
+    def write(ctx, end):
+        with open(ctx.artifact("out/trace.csv"), "w") as file:
+            file.write(end)
+        ctx.artifact("never-written")
+        if end == "badly":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    bench.step("well", write, CTX, "well")
+    bench.step("bad", write, CTX, "badly")
+    hub = run(bench)
+    assert {(a.step, a.name): hub.stored[a.sha256] for a in hub.bodies("artifact")} == {
+        ("well", "out/trace.csv"): b"well",
+        ("bad", "out/trace.csv"): b"badly",
+    }
+    assert {(a.step, a.name) for a in hub.bodies("artifact_lost")} == {
+        ("well", "never-written"),
+        ("bad", "never-written"),
+    }
+
+
+def test_a_background_step_runs_while_others_do_and_is_then_asked_to_stop(run: Run) -> None:
+    bench = Bench()
+
+    def serve(ctx):
+        ctx.store["up"] = True
+        ctx.ready()
+        ctx.stopping.wait()
+        return "served"
+
+    bench.step("server", serve, CTX, background=Background(announces=True))
+    bench.step("client", lambda ctx: ctx.store["up"], CTX, during=("server",))
+    hub = run(bench)
+    assert hub.value("client") is True
+    assert hub.settled("server").reason is Reason.STOPPED
+
+
+def test_the_context_is_for_the_steps_own_process(run: Run) -> None:
+    bench = Bench()
+
+    def forks(ctx):
+        pid = os.fork()
+        if not pid:
+            try:
+                ctx.events.send("from a fork")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+    bench.step("forks", forks, CTX)
+    hub = run(bench)
+    assert hub.ended.state is DeploymentState.SUCCEEDED
+    assert hub.events == []
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+HIDE = "import os, signal; signal.signal(15, signal.SIG_IGN); os.setsid(); os.write(1, b'.'); signal.pause()"
+
+
+def hide(ctx):
+    """Start what is hard to find: a program in a session of its own, one whose parent is gone, and a bare fork."""
+    program = subprocess.Popen([sys.executable, "-c", HIDE], stdout=subprocess.PIPE)
+    program.stdout.read(1)
+    nested = f"import subprocess; p = subprocess.Popen([{sys.executable!r}, '-c', {HIDE!r}], stdout=subprocess.PIPE)"
+    orphan = subprocess.run(
+        [sys.executable, "-c", nested + "; p.stdout.read(1); print(p.pid)"], stdout=subprocess.PIPE, check=True
+    )
+    read, write = os.pipe()
+    if not os.fork():
+        if not os.fork():
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(write, str(os.getpid()).encode())
+            signal.pause()
+        os._exit(0)
+    os.wait()
+    return [os.getpid(), program.pid, int(orphan.stdout), int(os.read(read, 20))]
+
+
+def hide_and_stay(ctx):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctx.events.send("pids", hide(ctx))
+    while True:
+        signal.pause()
+
+
+def test_what_a_step_leaves_behind_is_ended_before_the_next_begins(run: Run) -> None:
+    bench = Bench()
+
+    def look(pids):
+        return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+    bench.step("hide", hide, CTX)
+    bench.step("look", look, value_of("hide"), needs=after("hide"))
+    hub = run(bench)
+    assert hub.value("look") == []
+    assert "3 processes that the step left behind" in hub.logs("hide", "executor")
+
+
+def test_what_another_step_started_is_left_alone(run: Run) -> None:
+    bench = Bench()
+
+    def stay(ctx):
+        pids = hide(ctx)
+        ctx.events.send("hidden")
+        ctx.events.wait("other ended", timeout=30)
+        return [os.path.exists(f"/proc/{pid}") for pid in pids]
+
+    bench.step("stay", stay, CTX)
+    bench.step("other", lambda ctx: ctx.events.wait("hidden", timeout=30) and hide(ctx), CTX)
+    bench.step("then", lambda ctx: ctx.events.send("other ended"), CTX, needs=after("other", data=False))
+    assert run(bench).value("stay") == [True] * 4
+
+
+def test_a_cancel_leaves_no_process_alive(launch: Launch) -> None:
+    bench = Bench()
+    bench.step("stay", hide_and_stay, CTX)
+    executor = launch(bench)
+    pids = executor.hub.event("pids")
+    executor.hub.cancel("enough")
+    assert executor.wait() == 0
+    assert gone(pids, 0.0) == []
+    assert executor.hub.ended.state is DeploymentState.CANCELLED
+    cancelled = executor.hub.bodies("cancel")[0]
+    assert cancelled.reason == "enough"
+    assert cancelled.killed >= 4
+    assert cancelled.survivors == ()
+
+
+def test_a_killed_supervisor_takes_everything_with_it(launch: Launch) -> None:
+    bench = Bench()
+    bench.step("stay", hide_and_stay, CTX)
+    executor = launch(bench)
+    pids = executor.hub.event("pids")
+    executor.signal(signal.SIGKILL)
+    executor.wait()
+    assert gone(pids, 20.0) == []
+
+
+def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Launch) -> None:
+    bench = Bench()
+
+    def first_time(ctx):
+        if ctx.attempt == 1:
+            ctx.events.send("pids", [*hide(ctx), os.getppid()])
+            signal.pause()
+        return ctx.attempt
+
+    bench.step("stay", first_time, CTX, retry=Retry(times=1))
+    executor = launch(bench)
+    *pids, spawner = executor.hub.event("pids")
+    os.kill(spawner, signal.SIGKILL)
+    assert executor.wait() == 0
+    assert executor.hub.value("stay") == 2
+    assert gone(pids, 0.0) == []
+
+
+def test_sigterm_ends_the_deployment_in_good_order(launch: Launch) -> None:
+    bench = Bench()
+    bench.step("stay", lambda ctx: ctx.events.send("up") or signal.pause(), CTX)
+    executor = launch(bench)
+    executor.hub.event("up")
+    executor.signal(signal.SIGTERM)
+    assert executor.wait() == 0
+    assert executor.hub.ended.reason is Reason.TERMINATED
+
+
+# --- the one file -----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_runs_alone_and_gives_tasks_the_facade(launch: Launch, tmp_path: Path) -> None:
+    bench = Bench()
+
+    def imports():
+        import fieldlab as fl
+
+        try:
+            fl.run(None)
+        except fl.errors.UnsupportedError as error:
+            return fl.TaskContext.__name__, fl.__file__.split("/")[-4], error.code
+
+    bench.step("imports", imports)
+    built = zipapp.build(tmp_path / "fieldlab.pyz")
+    executor = launch(bench, command=(sys.executable, "-I", "-S", str(built)))
+    assert executor.wait() == 0
+    assert executor.hub.value("imports") == ("TaskContext", "executables", "unsupported")
+
+
+def test_equal_packages_give_equal_bytes(tmp_path: Path) -> None:
+    first, second = zipapp.build(tmp_path / "a.pyz"), zipapp.build(tmp_path / "b.pyz")
+    assert first.read_bytes() == second.read_bytes()
