@@ -229,6 +229,18 @@ def test_a_deployment_waits_for_the_bytes_of_its_artifacts(ada, run):
     assert ada.http.get(f"/v1/blobs/{digest}").content == data
 
 
+def test_bytes_that_somebody_else_sent_meanwhile_need_not_be_sent_again(ada, run):
+    experiment, executor = run
+    digest = hashlib.sha256(b"trace").hexdigest()
+    announced = {"step": "s", "name": "t", "size": 5, "sha256": digest}
+    assert executor.report((1, "artifact", announced), (2, "ended", ENDED)).json()["missing"] == [digest]
+    ada.http.put(f"/v1/blobs/{digest}", params={"offset": 0, "size": 5}, content=b"trace")
+    assert executor.http.get(f"/v1/blobs/{digest}/status").json()["complete"] is True
+    assert deployment(ada, experiment)["state"] == "succeeded"
+    [artifact] = ada.http.get(f"/v1/experiments/{experiment}/artifacts").json()["artifacts"]
+    assert (artifact["stored"], artifact["lost"]) == (True, "")
+
+
 def test_an_artifact_that_is_lost_is_not_waited_for(ada, run):
     experiment, executor = run
     executor.report((1, "artifact", {"step": "s", "name": "t", "size": 5, "sha256": "1" * 64}))
