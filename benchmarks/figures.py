@@ -87,7 +87,8 @@ def run(command: Sequence[str | Path], *, cwd: Path = ROOT, env: dict[str, str] 
     """
     leaking = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     variables = {k: v for k, v in os.environ.items() if k not in leaking} | (env or {})
-    variables |= {"UV_CACHE_DIR": str(ROOT / ".cache" / "uv"), "UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    variables |= {"UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    variables.setdefault("UV_CACHE_DIR", str(ROOT / ".cache" / "uv"))
     try:
         done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=LIMIT)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -276,7 +277,7 @@ def _memory(found: list[dict[str, int]], how: str) -> list[Row]:
     def of(name: str) -> dict[str, Any]:
         return {"unit": "MB", "samples": [one[name] / 1e6 for one in found]}
 
-    count = f"{found[0]['processes']} processes: supervisor, spawner, one step, and the children that wait for a job"
+    count = f"{found[0]['processes']} processes: supervisor, spawner, the step, and the children that wait for a job"
     return [
         Row(name=f"supervisor, {how} (RSS)", aim=30, **of("supervisor")),
         Row(name=f"its tree, {how} (RSS)", note=count, **of("tree")),

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from figures import CACHE, FIGURES, ROOT, Row, Unavailable
+from figures import CACHE, FIGURES, ROOT, Row, Unavailable, run
 
 ROUNDS = {"client": 15, "chain": 7, "executor": 9}
 QUICK = 3
@@ -28,7 +28,8 @@ def main() -> int:
     """Measure what was asked for; 1 if something could not be measured, or an aim was missed with ``--strict``."""
     asked = _arguments()
     CACHE.mkdir(parents=True, exist_ok=True)
-    before, versions = os.getloadavg(), {}  # type: tuple[float, float, float], dict[str, Any]
+    before = os.getloadavg()
+    versions: dict[str, Any] = {}
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for name in asked.only or FIGURES:
@@ -64,7 +65,7 @@ def print_table(rows: list[Row], about: dict[str, Any]) -> None:
     print(
         f"{about['date']}  {about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['kernel']}, ", end=""
     )
-    print(f"{about['file_system']}, Python {about['python']}, load {load}\n")
+    print(f"{about['file_system']}, Python {about['python']}, commit {about['commit']}, load {load}\n")
     lines = [_HEAD, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -112,7 +113,17 @@ def machine() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "file_system": _file_system(CACHE),
         "python": platform.python_version(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """What was measured; with a ``+`` when packages/ differs from it."""
+    try:
+        changed = run(["git", "status", "--porcelain", "--", "packages"]).strip()
+        return run(["git", "rev-parse", "--short", "HEAD"]).strip() + ("+" if changed else "")
+    except Unavailable:  # no git, or no repository
+        return "unknown"
 
 
 def _first(path: str, name: str) -> str:
