@@ -75,6 +75,9 @@ fl.DAG("x", max_parallel="2")  # refused
 fl.Pipeline("x").then(resolve)  # refused
 fl.node.os & fl.node.cpus  # refused
 (fl.node.os == "linux") & True  # refused
+fl.node["kernel"].version > 6.1  # refused
+fl.node["ipv4"].address > "10.0.0.1"  # refused
+fl.node["ipv4"].address.within(10)  # refused
 fl.Resources(cpus="one")  # refused
 fl.Node.dummy(5)  # refused
 
