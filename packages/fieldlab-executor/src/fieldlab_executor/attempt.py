@@ -1,8 +1,9 @@
 """One job in a child, from being handed over until the child and everything that it left behind is gone.
 
 An attempt owns the child's socket and output pipes. It ends once: when the spawner has reaped the child and no orphan
-bears its mark any more (``processes``); what a child leaves behind is killed. Whether it was a success is for the
-supervisor to judge from what stands here: the result frame, if one came, and the exit.
+bears its mark any more (``processes``); what a child leaves behind is killed. A child that can prove that it never had
+a process below it says so with its result, after it has closed its descriptors, and is not waited for. Whether it was a
+success is for the supervisor to judge from what stands here: the result frame, if one came, and the exit.
 
 Output is passed on in whole lines, at most ``CHUNK`` characters and every ``FLUSH`` seconds: a step that prints
 without end wakes the supervisor no more than that often for its journal.
@@ -187,7 +188,23 @@ class Attempt:
             self.fault = str(error)
             self._loop.unwatch(child.sock)
             self.kill()
+        if self.result is not None and "usage" in self.result and self.exit is None:
+            self._end_early(child)
+            return False
         return True
+
+    def _end_early(self, child: Warm) -> None:
+        """The child has left nothing behind, and can do nothing any more but end: it is not waited for."""
+        try:
+            cpu, peak = self.result["usage"] if self.result else (0.0, 0)
+            self.exit = Exit(child.pid, 0, float(cpu), int(peak))
+        except (TypeError, ValueError):  # not what our code sends; its exit will tell
+            return
+        for fd in (child.out, child.err):
+            if self._loop.watches(fd):
+                self._drain(fd, _LAST_READS)
+        self._finish()
+        self._host.over(self)
 
     def _take(self, header: dict[str, Any], body: bytes) -> None:
         if header.get("op") == "result":

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fieldlab_executor import frames, processes
@@ -46,15 +47,22 @@ class Warm:
             os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
 class Exit:
-    """What the spawner says of a process that it reaped; ``orphans`` are processes of steps that lost their parent."""
+    """How a process ended, in seconds and bytes; ``orphans`` are processes of steps that lost their parent."""
 
-    __slots__ = ("cpu", "orphans", "peak", "pid", "status")
+    pid: int
+    status: int
+    cpu: float
+    peak: int
+    orphans: tuple[int, ...] = ()
 
-    def __init__(self, packet: bytes) -> None:
-        _, self.pid, self.status, self.cpu, peak = frames.EXIT.unpack_from(packet)
-        self.peak = peak * 1024
-        self.orphans = [pid for (pid,) in frames.ORPHAN.iter_unpack(packet[frames.EXIT.size :])]
+    @classmethod
+    def of(cls, packet: bytes) -> Exit:
+        """What the spawner says of a process that it reaped."""
+        _, pid, status, cpu, peak = frames.EXIT.unpack_from(packet)
+        orphans = tuple(orphan for (orphan,) in frames.ORPHAN.iter_unpack(packet[frames.EXIT.size :]))
+        return cls(pid, status, cpu, peak * 1024, orphans)
 
 
 class Pool:
@@ -141,7 +149,7 @@ class Pool:
     def _heard(self, packet: bytes, fds: list[int]) -> None:
         kind = packet[:1]
         if kind == b"X":
-            self._on_exit(Exit(packet))
+            self._on_exit(Exit.of(packet))
         elif kind == b"C":
             self._asked -= 1
             self._serve(Warm(frames.CHILD.unpack(packet)[1], *fds))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
 import json
 import os
 import select
@@ -24,8 +25,6 @@ import socket
 import sys
 import time
 from typing import NoReturn
-
-import fieldlab_common.builtin  # noqa: F401 - what tasks are made of, imported once for all children
 
 from fieldlab_executor import child, forkhooks, frames, processes
 
@@ -153,6 +152,9 @@ def _prepare(fd: int) -> Spawner | None:
         return None
     config = json.loads(packet)
     sys.path[0:0] = [*config["path"], config["site"]]
+    for name in config["preload"]:
+        with contextlib.suppress(ImportError):  # a name that only looked like a module's
+            importlib.import_module(name)
     return Spawner(control, config["root"], config["inline"])
 
 

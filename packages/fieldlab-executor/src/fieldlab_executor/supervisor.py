@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,7 @@ __all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
 EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
 SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
+MAX_SCANNED, SCANNED_BYTES = 1000, 65536  # steps and bytes of blobs that are searched for what to import ahead
 SPAWNERS = 3  # so often a spawner that died is replaced
 _OWN = ""  # the step of log records that are the executor's own remarks
 
@@ -146,6 +148,7 @@ class Supervisor:
         self.book.members = claim.members  # events that came before this stay
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
         self._write_context(claim, clock)
+        self._preload = _modules_named_in(self.folder / "blobs", graph)
         self._configure()
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
         self.record("started", started)
@@ -178,6 +181,7 @@ class Supervisor:
                 "path": self._bundles,
                 "site": self._command[1],
                 "inline": INLINE_VALUE_BYTES,
+                "preload": self._preload,
             }
         )
 
@@ -606,6 +610,18 @@ class Supervisor:
         self._stop_spawner()
         left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
         self._survivors += [processes.describe(one.pid) for one in left]
+
+
+def _modules_named_in(blobs: Path, graph: Graph) -> list[str]:
+    """Those of fieldlab's own modules that the steps will need: better imported once than in each child."""
+    wanted: set[str] = set()
+    for digest in dict.fromkeys(digest for step in graph.steps[:MAX_SCANNED] for digest in (step.code, step.args)):
+        with open(blobs / digest, "rb") as file:
+            data = file.read(SCANNED_BYTES)
+        wanted.update(name.decode() for name in re.findall(rb"fieldlab_common\.[a-z]+", data))
+        if b"context" in data:
+            wanted.add("fieldlab_executor.context")
+    return sorted(wanted)
 
 
 def _make_folder(path: str) -> None:
