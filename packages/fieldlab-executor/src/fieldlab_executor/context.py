@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -45,6 +46,7 @@ from fieldlab_executor import frames
 __all__ = ["Codec", "Connection", "Context", "check_event"]
 
 MAX_LOG_TEXT = 32 * 1024
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Codec(Protocol):
@@ -79,12 +81,28 @@ class Connection:
         self._last = 0
         self._reader: threading.Thread | None = None
         self._stop = threading.Event()
+        self._heeds = False
 
     @property
     def stopping(self) -> threading.Event:
-        """Set when the supervisor says that the step is to stop."""
+        """Set when the supervisor says that the step is to stop.
+
+        A task that looks at it ends by itself: from then on the signals that ask it to stop do not end it, which would
+        cost its value. What it has started gets them all the same.
+        """
         self._listen()
+        if not self._heeds and os.getpid() == self._pid and threading.current_thread() is threading.main_thread():
+            self._heeds = True
+            for number in _ASKING:
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    signal.signal(number, self._asked)
         return self._stop
+
+    def _asked(self, number: int, frame: object) -> None:
+        """Leave it to the supervisor's word, which comes with the signal; a forked process ends as it would."""
+        if os.getpid() != self._pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def write(self, header: Mapping[str, Any], data: bytes = b"") -> None:
         """Send one frame."""
