@@ -1,7 +1,8 @@
 """The program of the design, section 2, with the type that every expression has: read by two type checkers, and run.
 
 What needs a package or a node that a test does not have is defined and planned; everything else runs, here and at a
-director. Bare edges (``a >> b``) are what users write; a checker's remark on unused expressions is off for them.
+director. What only a client has is imported where it is used, because nodes import this module too. Bare edges
+(``a >> b``) are what users write; a checker's remark on unused expressions is off for them.
 """
 
 # pyright: reportUnusedExpression=false
@@ -13,10 +14,6 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import fieldlab as fl
-from fieldlab.artifacts import ArtifactFile, ArtifactFiles
-from fieldlab.client import Experiments
-from fieldlab.logs import LogLine, Logs
-from fieldlab.runs import Deployments
 from fieldlab_common.builtin import Arg, Shell
 from fieldlab_common.dag import Choice
 from fieldlab_common.protocol import InfrastructureInfo
@@ -230,6 +227,10 @@ def choose_nodes(client: fl.Client) -> fl.NodePool:
 
 
 def use(client: fl.Client, exp: fl.Experiment, folder: Path) -> fl.Run:
+    from fieldlab.artifacts import ArtifactFile, ArtifactFiles
+    from fieldlab.logs import LogLine, Logs
+    from fieldlab.runs import Deployments
+
     run = client.submit(exp, if_exists="error")
     assert_type(run, fl.Run)
     run.events.send("go", {"rate": 10})
@@ -263,6 +264,8 @@ def use(client: fl.Client, exp: fl.Experiment, folder: Path) -> fl.Run:
 
 
 def look_back(client: fl.Client, exp: fl.Experiment) -> fl.Run:
+    from fieldlab.client import Experiments
+
     assert_type(client.experiments(), Experiments)
     assert_type(client.run("dns-baseline"), fl.Run)
     assert_type(client.submit(exp, if_exists="attach"), fl.Run)
@@ -274,7 +277,9 @@ def look_back(client: fl.Client, exp: fl.Experiment) -> fl.Run:
 
 
 def attach(client: fl.Client) -> InfrastructureInfo:
-    lab = client.infrastructures.attach("my-lab", fl.Local(nodes=[{"name": "pi-1", "site": "x"}, "pi-2"]))
+    lab = client.infrastructures.attach(
+        "my-lab", fl.Local(nodes=[{"name": "pi-1", "site": "x"}, "pi-2"], properties={"shell": "powershell"})
+    )
     assert_type(lab, InfrastructureInfo)
     assert_type(client.infrastructures.list(), list[InfrastructureInfo])
     return lab
