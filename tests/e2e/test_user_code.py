@@ -41,6 +41,9 @@ class Shift(fl.Task):
     def run(self, reading):
         return reading.value + self.by
 
+def show(run: fl.Run | None, client: fl.Client, rows: list[fl.Results]) -> None | fl.Plan:
+    return None
+
 def define():
     with fl.DAG("code") as dag:
         Shift(by=4)(scale(read(10))).when(read(1), lambda one: one.value == FACTOR - 2)

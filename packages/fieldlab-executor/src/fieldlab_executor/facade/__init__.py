@@ -59,6 +59,11 @@ class ClientOnly:
             " put it under `if __name__ == '__main__':` or into a function.",
         )
 
+    def __or__(self, other: object) -> ClientOnly:
+        return self  # an annotation such as ``fl.Run | None`` is evaluated when the user's module is imported
+
+    __ror__ = __or__
+
     def __repr__(self) -> str:
         return f"<fieldlab.{self._name}, for the client only>"
 
