@@ -11,11 +11,10 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
-import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,16 +32,13 @@ from fieldlab_common.protocol import (
     EventRecord,
     Lane,
     LogRecord,
-    Record,
     Started,
     StepRecord,
-    Usage,
-    ValueRef,
 )
-from fieldlab_common.wire import dumps, encode
+from fieldlab_common.wire import encode
 
 from fieldlab_executor import machine as m
-from fieldlab_executor import processes
+from fieldlab_executor import outcomes, processes
 from fieldlab_executor.answers import Answers
 from fieldlab_executor.artifacts import Hashed, Hasher
 from fieldlab_executor.attempt import Attempt
@@ -59,6 +55,7 @@ SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
 MAX_SCANNED, SCANNED_BYTES = 1000, 65536  # steps and bytes of blobs that are searched for what to import ahead
 SPAWNERS = 3  # so often a spawner that died is replaced
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _OWN = ""  # the step of log records that are the executor's own remarks
 
 
@@ -148,6 +145,7 @@ class Supervisor:
         self.book.members = claim.members  # events that came before this stay
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
         self._write_context(claim, clock)
+        threading.Thread(target=self._make_folders_ahead, args=(graph,), name="folders", daemon=True).start()
         self._preload = _modules_named_in(self.folder / "blobs", graph)
         self._configure()
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
@@ -159,6 +157,16 @@ class Supervisor:
             self._loop.after(walltime, lambda: self.terminate(f"Its walltime of {walltime:g} s is over."))
         self._machine = m.Machine(graph, now=self.now())
         self._perform(self._machine.start(self.now()))
+
+    def _make_folders_ahead(self, graph: Graph) -> None:
+        """Make the folders of first attempts, in a thread: while a disk is synced, each may take a millisecond."""
+        for spec in graph.steps[:MAX_SCANNED]:
+            if self._over:
+                return
+            try:
+                os.makedirs(f"{self.folder}/steps/{spec.name}/0-1", exist_ok=True)
+            except OSError:  # the step that needs it will say so
+                return
 
     def _write_context(self, claim: Claim, clock: tuple[float, float]) -> None:
         for name in ("values", "steps", "artifacts", "files"):
@@ -210,7 +218,8 @@ class Supervisor:
 
     def record(self, kind: str, body: Any, lane: Lane = Lane.CONTROL) -> int:
         """Append a record; its number."""
-        data = dumps(Record(kind=kind, at=self.now(), body=encode(body)))
+        # A protocol.Record, as wire.dumps makes it; written out, because the body would be gone through twice.
+        data = _to_json({"kind": kind, "at": self.now(), "body": encode(body)}).encode()
         return self._append(lane, data, getattr(body, "step", "") or "")
 
     def remark(self, text: str, step: str = _OWN) -> None:
@@ -460,56 +469,11 @@ class Supervisor:
     # --- what came of an attempt
 
     def _outcome(self, attempt: Attempt) -> m.Outcome:
-        result = attempt.result
-        given: dict[str, Any] = {
-            "usage": _usage(attempt),
-            "started": attempt.started or None,
-            "ended": self.now(),
-        }
-        if result is None:
-            reason, message = self._sudden_end(attempt)
-            return m.Outcome(state=StepState.FAILED, reason=reason, message=message, **given)
-        try:
-            if "reason" in result:
-                reason, message, error = Reason(result["reason"]), str(result["message"]), str(result["error"])
-                return m.Outcome(state=StepState.FAILED, reason=reason, message=message, error=error, **given)
-            value = self._value(attempt, result["value"])
-            return m.Outcome(
-                state=StepState.SUCCEEDED, reason=Reason.RETURNED, value=value, handle=result["handle"], **given
-            )
-        except (KeyError, TypeError, ValueError) as wrong:
-            message = f"The process gave a malformed result: {wrong!r:.200}."
-            return m.Outcome(state=StepState.FAILED, reason=Reason.BAD_RESULT, message=message, **given)
-
-    def _value(self, attempt: Attempt, given: Mapping[str, Any]) -> ValueRef:
-        """The client's reference to the value; a large one is announced as an artifact."""
-        format_, size, summary = str(given["format"]), int(given["size"]), str(given["summary"])[:200]
-        if "sha256" not in given:
-            if format_ == "json":
-                return ValueRef(format=format_, json=json.loads(attempt.data), size=size, summary=summary)
-            data = base64.b64encode(attempt.data).decode()
-            return ValueRef(format=format_, data=data, size=size, summary=summary)
-        digest, path = str(given["sha256"]), self.folder / "values" / os.path.basename(str(given["file"]))
-        self._announce(attempt, f"value-{attempt.job['id']}", digest, size, str(path), value=True)
-        return ValueRef(format=format_, sha256=digest, size=size, summary=summary)
-
-    def _sudden_end(self, attempt: Attempt) -> tuple[Reason, str]:
-        """Why there is no result."""
-        if attempt.fault:
-            return Reason.BAD_RESULT, f"What the process sent is no message: {attempt.fault}"
-        if attempt.exit is None:
-            return Reason.INTERNAL, attempt.note or "The process was not started."
-        status = attempt.exit.status
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            if number == signal.SIGKILL and not attempt.killed and self._oom.happened():
-                return Reason.OUT_OF_MEMORY, "The kernel ended the process: the node, or its limit, had no memory left."
-            return Reason.SIGNAL, f"{_signal_name(number)} ended the process before it gave a result."
-        code = os.WEXITSTATUS(status)
-        return (
-            Reason.EXITED,
-            f"The process ended with exit code {code} without giving a result; return a value instead.",
-        )
+        outcome, large = outcomes.judge(attempt, self._oom, self.now())
+        if large is not None:
+            path = str(self.folder / "values" / large.file)
+            self._announce(attempt.job, f"value-{attempt.job['id']}", large.sha256, large.size, path, value=True)
+        return outcome
 
     def _evaluated(self, attempt: Attempt, question: m.Evaluate) -> m.Evaluated:
         result = attempt.result
@@ -518,7 +482,7 @@ class Supervisor:
         if result is None or not isinstance(result.get("answer"), bool | int):
             if attempt.killed:
                 return m.Evaluated(id=question.id, error=f"It took longer than {EVALUATION_SECONDS:g} s.")
-            return m.Evaluated(id=question.id, error=self._sudden_end(attempt)[1])
+            return m.Evaluated(id=question.id, error=outcomes.sudden_end(attempt, self._oom)[1])
         if question.kind == "length":
             items = result.get("items")
             self._items[id(question.handle), question.path] = (
@@ -538,15 +502,10 @@ class Supervisor:
         if file.digest is None:
             self.record("artifact_lost", ArtifactLost(step=job["step"], name=file.name, reason=file.problem))
         else:
-            self._announce_for(job, file.name, file.digest, file.size, file.path, value=False)
+            self._announce(job, file.name, file.digest, file.size, file.path, value=False)
         self._maybe_finished()
 
-    def _announce(self, attempt: Attempt, name: str, digest: str, size: int, path: str, *, value: bool) -> None:
-        self._announce_for(attempt.job, name, digest, size, path, value=value)
-
-    def _announce_for(
-        self, job: Mapping[str, Any], name: str, digest: str, size: int, path: str, *, value: bool
-    ) -> None:
+    def _announce(self, job: Mapping[str, Any], name: str, digest: str, size: int, path: str, *, value: bool) -> None:
         artifact = ArtifactRecord(
             step=job["step"],
             name=name,
@@ -625,32 +584,9 @@ def _modules_named_in(blobs: Path, graph: Graph) -> list[str]:
 
 
 def _make_folder(path: str) -> None:
-    try:
-        os.mkdir(path)
-    except FileNotFoundError:
-        os.makedirs(path)
-    except FileExistsError:
-        return
+    if not os.path.isdir(path):
+        os.makedirs(path, exist_ok=True)
 
 
 def _as_json(given: m.Input) -> dict[str, Any]:
     return {"handles": given.handles, "many": given.many, "error": given.error, "status": given.status}
-
-
-def _usage(attempt: Attempt) -> Usage | None:
-    if attempt.exit is None:
-        return None
-    status = attempt.exit.status
-    return Usage(
-        cpu=round(attempt.exit.cpu, 6),
-        peak_memory=attempt.exit.peak,
-        exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
-        signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-    )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
