@@ -10,10 +10,18 @@ from fieldlab.logs import Logs
 from fieldlab.results import Ledger, Reader, Results
 from fieldlab_common import payload, wire
 from fieldlab_common import protocol as p
+from fieldlab_common.deployment import Graph, Need, StepSpec
 from fieldlab_common.errors import ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 
 S, D = StepState, DeploymentState
+GRAPH = Graph(
+    name="probing",
+    steps=(
+        StepSpec(name="first", task="first", code="", args=""),
+        StepSpec(name="second", task="second", code="", args="", needs=(Need(step="first"),)),
+    ),
+)
 
 
 def record(body: Any, at: float = 1.0) -> p.Record:
@@ -28,17 +36,28 @@ def ref(value: Any) -> p.ValueRef:
 
 
 def fold(
-    *bodies: Any, state: DeploymentState = D.RUNNING, late: bool = False, blobs: dict[str, bytes] | None = None
+    *bodies: Any,
+    state: DeploymentState = D.RUNNING,
+    late: bool = False,
+    blobs: dict[str, bytes] | None = None,
+    graph: str = "digest",
 ) -> Any:
     ledger = Ledger()
     for body in bodies:
         ledger.add("pi-1", record(body), late=late)
     info = p.DeploymentInfo(
-        name="pi-1", node="raspi", state=state, reason=Reason.EXECUTOR_LOST if state.terminal else None
+        name="pi-1",
+        node="raspi",
+        state=state,
+        reason=Reason.EXECUTOR_LOST if state.terminal else None,
+        graph=graph,
     )
     experiment = p.ExperimentInfo(id="x", name="exp", state=ExperimentState.RUNNING, deployments=(info,))
     reader = Reader(
-        blob=lambda digest, size: (blobs or {})[digest], logs=lambda d, s: Logs(), artifacts=lambda d, s: []
+        blob=lambda digest, size: (blobs or {})[digest],
+        graph={"digest": GRAPH}.__getitem__,
+        logs=lambda d, s: Logs(),
+        artifacts=lambda d, s: [],
     )
     return Results(experiment, ledger, lambda info: ("first", "second"), reader)
 
@@ -175,3 +194,24 @@ def test_nothing_that_a_node_wrote_reaches_terminal_or_page_unescaped() -> None:
     )
     assert not {"\x1b", "\x9b"} & set(repr(results) + repr(results["pi-1"]["first"]) + repr(results["pi-1"]))
     assert "<script" not in results._repr_html_() + results["pi-1"]._repr_html_()
+
+
+def test_results_are_drawn_with_states_reasons_and_durations() -> None:
+    results = fold(
+        done(), done("second", state=S.FAILED, reason=Reason.TIMEOUT, started=3.0, ended=33.0), state=D.FAILED
+    )["pi-1"]
+    assert "succeeded · 2.0 s" in results.to_svg()
+    assert "failed · timeout · 30.0 s" in results.to_svg()
+    assert 'n1["second<br/>failed · timeout · 30.0 s"]' in results.to_mermaid()
+    assert "n0 -> n1" in results.to_dot()
+
+
+def test_results_of_a_run_that_goes_on_are_drawn_as_they_stand() -> None:
+    text = fold(p.StepRecord(step="first", state=S.RUNNING, started=1.0))["pi-1"].to_mermaid()
+    assert "class n0 running" in text
+    assert "class n1 waiting" in text
+
+
+def test_results_without_a_graph_cannot_be_drawn() -> None:
+    with pytest.raises(ResultNotReady, match="no graph"):
+        fold(graph="")["pi-1"].to_svg()

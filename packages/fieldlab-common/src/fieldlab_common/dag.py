@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fieldlab_common.deployment import Background
+from fieldlab_common.drawing import Box, Drawing, Line, Svg, lines_to, notes_of
 from fieldlab_common.environment import parse_duration
-from fieldlab_common.errors import CycleError, DefinitionError, DuplicateNameError, UnknownNameError
+from fieldlab_common.errors import CycleError, DefinitionError, DuplicateNameError, FieldlabError, UnknownNameError
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Selector, as_selector
-from fieldlab_common.step import Item, Pick, Step, StepOwner, check_name, current_dag
+from fieldlab_common.step import Item, Pick, Step, StepOwner, check_name, current_dag, name_of, needs_of
 from fieldlab_common.task import Task
 
 __all__ = ["DAG", "Choice", "Pipeline", "background", "choose", "map_", "repeat"]
@@ -111,18 +112,19 @@ class DAG:
             DefinitionError: it has no step, or an edge leads to another DAG.
         """
         if self._order is None:
-            if not self._steps:
-                raise DefinitionError(
-                    f"DAG {self.name!r} has no step.", advice="Call a task inside `with fl.DAG(...)`."
-                )
-            for step in list(self._steps.values()):
-                for other in step.neighbours():
-                    if other.dag is None:
-                        self.add(other)
-                    elif other.dag is not self:
-                        raise DefinitionError(f"{step!r} needs {other!r}, which belongs to another DAG.")
-            self._order = self._sorted()
+            self._order = self._sound()
         return self._order
+
+    def _sound(self) -> tuple[Step[Any], ...]:
+        if not self._steps:
+            raise DefinitionError(f"DAG {self.name!r} has no step.", advice="Call a task inside `with fl.DAG(...)`.")
+        for step in list(self._steps.values()):
+            for other in step.neighbours():
+                if other.dag is None:
+                    self.add(other)
+                elif other.dag is not self:
+                    raise DefinitionError(f"{step!r} needs {other!r}, which belongs to another DAG.")
+        return self._sorted()
 
     def _sorted(self) -> tuple[Step[Any], ...]:
         needs = {name: dict.fromkeys(s.name for s in step.neighbours()) for name, step in self._steps.items()}
@@ -136,6 +138,44 @@ class DAG:
                 details={"steps": circle},
             ) from None
         return tuple(self._steps[name] for name in names)
+
+    # --- drawing ---
+
+    def to_svg(self) -> Svg:
+        """A picture of it as an SVG document; a notebook shows it. The DAG can be changed afterwards.
+
+        Raises:
+            UnsupportedError: it is too large for a picture that somebody could read.
+        """
+        return self._drawing().to_svg()
+
+    def to_mermaid(self) -> str:
+        """It as a Mermaid flowchart, for Markdown."""
+        return self._drawing().to_mermaid()
+
+    def to_dot(self) -> str:
+        """It in the DOT language, for Graphviz."""
+        return self._drawing().to_dot()
+
+    def _drawing(self) -> Drawing:
+        steps = self._order or self._sound()  # what is drawn can still be changed
+        return Drawing(
+            title=self.name,
+            boxes=tuple(_box(step) for step in steps),
+            lines=tuple(line for step in steps for line in _lines(step)),
+        )
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return self.to_svg()._repr_html_()
+        except FieldlabError:  # a notebook then shows the text
+            return None
+
+    def _repr_svg_(self) -> str | None:
+        try:
+            return self.to_svg()
+        except FieldlabError:
+            return None
 
     def __getitem__(self, name: str) -> Step[Any]:
         if name not in self._steps:
@@ -162,6 +202,21 @@ class DAG:
 
     def __repr__(self) -> str:
         return f"<DAG {self.name}: {len(self)} steps>"
+
+
+def _box(step: Step[Any]) -> Box:
+    background, repeated, mapped = step.background is not None, step.repetition is not None, step.over is not None
+    return Box(
+        name=step.name,
+        notes=notes_of(background=background, repeated=repeated, mapped=mapped, need=step.need),
+        background=background,
+        several=repeated or mapped,
+    )
+
+
+def _lines(step: Step[Any]) -> Iterable[Line]:
+    during = [other.name for other in step.during_steps]
+    return lines_to(step.name, needs_of(step), during, name_of(step.condition and step.condition[0]))
 
 
 class Pipeline(DAG):

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 from fieldlab_common.builtin import Barrier, WaitFor
 from fieldlab_common.dag import DAG, steps_of
-from fieldlab_common.deployment import Condition, Deployment, Graph, Need, On, Repeat, Retry, StepSpec
+from fieldlab_common.deployment import Condition, Deployment, Graph, Repeat, Retry, StepSpec
 from fieldlab_common.environment import Environment, Host, Requirements, Venv, conflicting_pins
 from fieldlab_common.errors import FieldlabError
 from fieldlab_common.experiment import Assignment, Experiment
 from fieldlab_common.node import Node, facts_of
 from fieldlab_common.selector import Field
-from fieldlab_common.step import ByNode, File, Pick, Step
+from fieldlab_common.step import ByNode, File, Pick, Step, name_of, needs_of
 from fieldlab_common.task import Implementation, Task, arguments_for, sendable
 
 __all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
@@ -299,7 +299,7 @@ class _Resolver:
             implementation=implementation.name,
             code=self._code(step, implementation),
             args=self._args(step, implementation, node, files),
-            needs=_needs(step),
+            needs=needs_of(step),
             need=step.need,
             during=tuple(dict.fromkeys(other.name for other in step.during_steps)),
             background=step.background,
@@ -307,7 +307,7 @@ class _Resolver:
             retry=self._retry(step, implementation),
             when=self._condition(step),
             repeat=self._repeat(step),
-            over=_step_name(step.over),
+            over=name_of(step.over),
             over_path=over_path,
             env=dict(settings.env),
             cwd=settings.cwd,
@@ -353,7 +353,7 @@ class _Resolver:
         source, function = step.condition
         code = self._function(function, f"the condition of step {step.name!r}")
         path = source.path if isinstance(source, Pick) else ()
-        return Condition(step=_step_name(source) or "", code=code, path=path)
+        return Condition(step=name_of(source) or "", code=code, path=path)
 
     def _repeat(self, step: Step[Any]) -> Repeat | None:
         if step.repetition is None:
@@ -377,34 +377,6 @@ def _choose(task: Task[Any], node: Node) -> tuple[Implementation | None, str, tu
             return implementation, verdict.because, tuple(rejected)
         rejected.append(Rejected(implementation=implementation.name, because=verdict.because))
     return None, "", tuple(rejected)
-
-
-def _step_name(reference: Step[Any] | Pick | None) -> str | None:
-    if reference is None:
-        return None
-    return reference.name if isinstance(reference, Step) else reference.step.name
-
-
-def _needs(step: Step[Any]) -> tuple[Need, ...]:
-    data: dict[str, bool] = {}  # name -> whether only its error or status is used
-    sources: list[Any] = [r for r in step.refers if isinstance(r, Step | Pick)]
-    sources += [step.over] if step.over is not None else []
-    sources += [step.condition[0]] if step.condition is not None else []
-    for reference in sources:
-        name = _step_name(reference) or ""
-        weak = isinstance(reference, Pick) and reference.attribute != "value"
-        data[name] = data.get(name, True) and weak
-    written: dict[str, set[On]] = {}
-    for edge in step.edges:
-        written.setdefault(edge.step.name, set()).add(edge.on)
-    found: list[Need] = []
-    for name, weak in data.items():
-        ons = written.pop(name, set())
-        if not weak:
-            ons.add(On.SUCCESS)
-        found += [Need(step=name, on=on, data=True) for on in sorted(ons) or [On.ALWAYS]]
-    found += [Need(step=name, on=on) for name, ons in written.items() for on in sorted(ons)]
-    return tuple(found)
 
 
 def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:

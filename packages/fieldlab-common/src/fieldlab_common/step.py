@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol
 
-from fieldlab_common.deployment import Background, On
+from fieldlab_common.deployment import Background, Need, On
 from fieldlab_common.errors import DefinitionError, InvalidNameError, StepMisuseError
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Field
@@ -41,6 +41,8 @@ __all__ = [
     "by_node",
     "check_name",
     "current_dag",
+    "name_of",
+    "needs_of",
     "references",
 ]
 
@@ -354,3 +356,36 @@ def _flat(steps: Iterable[Any]) -> Iterator[Step[Any]]:
             yield from _flat(step)
         else:
             raise DefinitionError(f"{step!r} is no step.", advice="Call a task to make a step of it: task(...).")
+
+
+# --- what leads to a step --------------------------------------------------------------------------------------------
+
+
+def name_of(reference: Step[Any] | Pick | None) -> str | None:
+    """The name of the step that ``reference`` is, or is a part of."""
+    if reference is None:
+        return None
+    return reference.name if isinstance(reference, Step) else reference.step.name
+
+
+def needs_of(step: Step[Any]) -> tuple[Need, ...]:
+    """The edges that lead to ``step``: from its arguments, its fan-out and its condition, then those of ``after``."""
+    data: dict[str, bool] = {}  # name -> whether only its error or status is used
+    sources: list[Any] = [r for r in step.refers if isinstance(r, Step | Pick)]
+    sources += [step.over] if step.over is not None else []
+    sources += [step.condition[0]] if step.condition is not None else []
+    for reference in sources:
+        name = name_of(reference) or ""
+        weak = isinstance(reference, Pick) and reference.attribute != "value"
+        data[name] = data.get(name, True) and weak
+    written: dict[str, set[On]] = {}
+    for edge in step.edges:
+        written.setdefault(edge.step.name, set()).add(edge.on)
+    found: list[Need] = []
+    for name, weak in data.items():
+        ons = written.pop(name, set())
+        if not weak:
+            ons.add(On.SUCCESS)
+        found += [Need(step=name, on=on, data=True) for on in sorted(ons) or [On.ALWAYS]]
+    found += [Need(step=name, on=on) for name, ons in written.items() for on in sorted(ons)]
+    return tuple(found)

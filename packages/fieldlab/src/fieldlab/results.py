@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fieldlab_common import protocol as p
+from fieldlab_common.deployment import Graph
+from fieldlab_common.drawing import Drawing, Standing, Svg, drawing_of
 from fieldlab_common.errors import BadAnswer, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.wire import decode
@@ -144,9 +146,10 @@ def _artifact_key(record: p.ArtifactRecord) -> str:
 
 @dataclass(frozen=True)
 class Reader:
-    """What results ask for when something beside the records is needed: blobs by digest, logs, artifacts."""
+    """What results ask for when something beside the records is needed: blobs, graphs by digest, logs, artifacts."""
 
     blob: Callable[[str, int], bytes]
+    graph: Callable[[str], Graph]
     logs: Callable[[str, str], Logs]
     artifacts: Callable[[str, str], list[Any]]
 
@@ -409,6 +412,28 @@ class DeploymentResults(_Named):
     def __len__(self) -> int:
         return len(self._steps)
 
+    def to_svg(self) -> Svg:
+        """A picture of its graph as an SVG document: how each step stands, and how long it took.
+
+        Raises:
+            ResultNotReady: it has no graph, because it was never resolved.
+            UnsupportedError: it is too large for a picture that somebody could read.
+        """
+        return self._drawing().to_svg()
+
+    def to_mermaid(self) -> str:
+        """The same as a Mermaid flowchart, for Markdown."""
+        return self._drawing().to_mermaid()
+
+    def to_dot(self) -> str:
+        """The same in the DOT language, for Graphviz."""
+        return self._drawing().to_dot()
+
+    def _drawing(self) -> Drawing:
+        if not self.info.graph:
+            raise ResultNotReady(f"Deployment {clean(self.name)!r} has no graph to draw.")
+        return drawing_of(self.reader.graph(self.info.graph), {name: _standing(self[name]) for name in self})
+
     def rows(self) -> list[dict[str, Any]]:
         """A flat row for each step, or for each iteration of an iterated one: for pandas."""
         return [row for name in self for row in _rows(self[name], self.info)]
@@ -430,12 +455,20 @@ class DeploymentResults(_Named):
 _HEADER = ("step", "status", "reason", "started", "took", "attempts", "value")
 
 
+def _standing(step: StepResult) -> Standing:
+    why = step.reason.value if step.reason is not None and step.status is not StepState.SUCCEEDED else ""
+    return Standing(state=step.status, note=" · ".join(part for part in (why, duration(_took(step))) if part))
+
+
+def _took(one: StepResult | Attempt) -> float | None:
+    return one.ended - one.started if one.ended is not None and one.started is not None else None
+
+
 def _shown(step: StepResult) -> list[object]:
-    took = step.ended - step.started if step.ended is not None and step.started is not None else None
     told = step.summary if step.status is StepState.SUCCEEDED else step.message
     reason = step.reason.value if step.reason is not None else ""
     attempts = step.attempts or ""
-    return [step.name, step.status.value, reason, instant(step.started), duration(took), attempts, told]
+    return [step.name, step.status.value, reason, instant(step.started), duration(_took(step)), attempts, told]
 
 
 def _rows(step: StepResult, info: p.DeploymentInfo) -> Iterator[dict[str, Any]]:
@@ -463,7 +496,6 @@ def _row(step: StepResult, one: Attempt) -> dict[str, Any]:
         value = step._open_one(one.value, False) if one.state is StepState.SUCCEEDED else None
     except UntrustedValue:
         value = None  # the row still says what it is, in "summary"
-    took = one.ended - one.started if one.ended is not None and one.started is not None else None
     return {
         "status": one.state.value,
         "reason": one.reason.value if one.reason is not None else None,
@@ -472,7 +504,7 @@ def _row(step: StepResult, one: Attempt) -> dict[str, Any]:
         "attempts": one.attempt,
         "started": one.started,
         "ended": one.ended,
-        "seconds": took,
+        "seconds": _took(one),
         "cpu": one.usage.cpu if one.usage is not None else None,
         "peak_memory": one.usage.peak_memory if one.usage is not None else None,
         "message": one.message,

@@ -80,6 +80,7 @@ class Run:
     ) -> None:
         self._source, self._info, self._clock = source, info, clock
         self._steps = dict(steps or {})
+        self._graphs: dict[str, Graph] = {}
         self._ledger, self._cursor, self._seen_events = Ledger(), 0, 0
         self.events = RunEvents(source, clock)
         self.artifacts = _artifacts.Artifacts(source)
@@ -303,9 +304,13 @@ class Run:
         if info.graph not in self._steps:
             if not info.graph:
                 return ()
-            graph = wire.loads(Graph, b"".join(self._source.blob(info.graph, 0)))
-            self._steps[info.graph] = tuple(step.name for step in graph.steps)
+            self._steps[info.graph] = tuple(step.name for step in self._graph(info.graph).steps)
         return self._steps[info.graph]
+
+    def _graph(self, digest: str) -> Graph:
+        if digest not in self._graphs:
+            self._graphs[digest] = wire.loads(Graph, b"".join(self._source.blob(digest, 0)))
+        return self._graphs[digest]
 
     def _reader(self) -> Reader:
         def step_artifacts(deployment: str, step: str) -> list[Any]:
@@ -316,6 +321,7 @@ class Run:
 
         return Reader(
             blob=lambda digest, size: _artifacts.fetch(self._source, digest, size),
+            graph=self._graph,
             logs=step_logs,
             artifacts=step_artifacts,
         )
