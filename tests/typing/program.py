@@ -16,6 +16,7 @@ from typing import Any, assert_type
 import fieldlab as fl
 from fieldlab_common.builtin import Arg, Shell
 from fieldlab_common.dag import Choice
+from fieldlab_common.drawing import Svg
 from fieldlab_common.protocol import InfrastructureInfo
 from fieldlab_common.resolve import Problem
 from fieldlab_common.step import Pick
@@ -121,6 +122,8 @@ assert_type(iperf("10.0.0.1", seconds=5), fl.Step[Any])
 assert_type(fl.arg("file"), Arg)
 assert_type(fl.node.os == "linux", fl.Selector)
 assert_type((fl.node.cpus >= 4) & ~fl.node.name.matches("raspi-*"), fl.Selector)
+assert_type((fl.node["kernel"].version >= "6.1") & (fl.node.python.version != "3.11"), fl.Selector)
+assert_type(fl.node["ipv4"].address.within("10.0.0.0/8") | (fl.node["ipv4"].address == "::1"), fl.Selector)
 assert_type(fl.node["site"].exists() | fl.node.tags.contains("x"), fl.Selector)
 
 # --- a DAG ------------------------------------------------------------------------------------------------------------
@@ -166,6 +169,9 @@ def define(interval: float = 60) -> fl.DAG:
     assert_type(sizes, fl.Step[list[int]])
     assert_type(go, fl.Step[Any])
     assert_type(dag["upload"], fl.Step[Any])
+    assert_type(dag.to_svg(), Svg)
+    assert_type(dag.to_mermaid(), str)
+    assert_type(dag.to_dot(), str)
     return dag
 
 
@@ -206,6 +212,8 @@ def run_here(dag: fl.DAG, exp: fl.Experiment) -> tuple[Any, fl.Run]:
     assert_type(results, fl.DeploymentResults)
     assert_type(results["first-column"], fl.StepResult)
     assert_type(results["first-column"].value, Any)
+    assert_type(results.to_svg(), Svg)
+    assert_type(results.to_mermaid(), str)
     run = fl.run(exp)
     assert_type(run, fl.Run)
     assert_type(run.results["pi-2-second"]["trace"].value, Any)
