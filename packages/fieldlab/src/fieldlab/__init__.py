@@ -100,6 +100,8 @@ if TYPE_CHECKING:
     from fieldlab.results import Results as Results
     from fieldlab.results import StepResult as StepResult
     from fieldlab.runs import Run as Run
+    from fieldlab.simulated import Simulation as Simulation
+    from fieldlab.simulation import simulate as simulate
 
     __version__: str
 
@@ -161,6 +163,7 @@ __all__ = [
     "RunFailed",
     "SelectionError",
     "Selector",
+    "Simulation",
     "Step",
     "StepFailed",
     "StepMisuseError",
@@ -191,6 +194,7 @@ __all__ = [
     "run",
     "send",
     "shell",
+    "simulate",
     "task",
     "wait_for",
 ]
@@ -203,6 +207,8 @@ _HOMES = {
     "fieldlab.pool": "NodePool",
     "fieldlab.results": "DeploymentResults Results StepResult",
     "fieldlab.runs": "Run",
+    "fieldlab.simulated": "Simulation",
+    "fieldlab.simulation": "simulate",
     "fieldlab_common.builtin": "arg barrier send shell wait_for",
     "fieldlab_common.context": "Artifact CommandFailed TaskContext",
     "fieldlab_common.dag": "DAG Pipeline background choose repeat",

@@ -35,6 +35,7 @@ _VERBS = frozenset(
         "Results",
         "Run",
         "SSH",
+        "Simulation",
         "StepResult",
         "plan",
         "run",

@@ -1,0 +1,462 @@
+"""Play an experiment on a virtual clock: ``fl.simulate``. Besides ``local`` the one module that knows the executor.
+
+Each deployment is decided by the ``fieldlab_executor.machine.Machine`` that decides it on a node, and barriers by the
+``barrier_view`` that executors use; what is played is what is around them: here the executor's attempts, with
+stand-ins (``fieldlab.standins``); the director's log in ``fieldlab.stage``, the network in ``fieldlab.virtual``.
+
+What always holds: no user code runs; the same experiment, arguments and seed give the same simulation. An executor sees
+its own events at once and those of others when a message brought them, in the director's order; it asks for them
+only while it waits for one, which no step can tell from having had them before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fieldlab_common.builtin import Barrier, Send, WaitFor
+from fieldlab_common.dag import DAG
+from fieldlab_common.deployment import Deployment, StepSpec
+from fieldlab_common.environment import parse_duration
+from fieldlab_common.errors import DefinitionError
+from fieldlab_common.events import BARRIER, DEPLOYMENT, Event
+from fieldlab_common.experiment import Experiment
+from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_common.protocol import StepRecord
+from fieldlab_common.resolve import resolve
+from fieldlab_executor import machine as m
+
+from fieldlab.here import this_node
+from fieldlab.ship import PYTHON, Blobs, Shipment, require_sound
+from fieldlab.simulated import Row, SimulatedStep, Simulation
+from fieldlab.stage import Stage, topic_of
+from fieldlab.standins import Answer, Duration, Name, Outcome, StandIns
+from fieldlab.virtual import Network
+
+__all__ = ["MAX_CALLS", "simulate"]
+
+MAX_CALLS = 5_000_000  # things that happen in one simulation; one that would take more is cut there, and says so
+STOP_SECONDS = 0.1  # from a request to stop to the end of an attempt
+
+_D = DeploymentState
+_OK, _FAILED = StepState.SUCCEEDED, StepState.FAILED
+
+
+def simulate(
+    experiment: Experiment | DAG,
+    *,
+    seed: int = 1,
+    durations: Mapping[Name, Duration] | None = None,
+    outcomes: Mapping[Name, Outcome] | None = None,
+    answers: Mapping[Name, Answer] | None = None,
+    events: Mapping[str, float | str] | None = None,
+    network: Network | None = None,
+    lost: Mapping[str, float | str] | int = 0,
+    skew: Mapping[str, float] | float = 0.0,
+    horizon: float | str = "7d",
+) -> Simulation:
+    """Play the control flow of ``experiment`` on a virtual clock; no user code runs, and nothing is sent.
+
+    ``durations``: seconds, or ``(from, to)`` to be drawn between; ``outcomes``: ``"succeeded"``, ``"failed"``, a
+    probability of success, or a list with one for each attempt; both by step, task, ``(deployment, step)`` or ``"*"``.
+    Undefined steps succeed after 1 to 10 s. ``answers`` are for conditions: ``{"trace.when": 0.3, "probe.until":
+    False, "fetch.retry_if": True, "sizes.length": 20}``. ``events``: when a person, or a task, sends which event.
+    ``lost``: when which deployment's node goes silent for good, or how many do, drawn. ``skew``: how many seconds a
+    deployment's clock is ahead, or the most by which each is off, drawn. It ends at ``horizon`` if not before.
+
+    Raises:
+        PlanError: the experiment cannot run as it is.
+        DefinitionError: a stand-in makes no sense; UnknownNameError: it is for nothing in the experiment.
+    """
+    if isinstance(experiment, DAG):
+        experiment = Experiment(experiment.name).map(experiment, this_node())
+    elif not isinstance(experiment, Experiment):
+        raise DefinitionError(f"fl.simulate takes a DAG or an experiment, not {experiment!r:.80}.")
+    objects = _Objects()
+    resolution = resolve(experiment, objects, python=PYTHON)
+    require_sound(Shipment(name=experiment.name, resolution=resolution, blobs=Blobs(), graphs={}))
+    stand_ins = StandIns(
+        resolution.deployments,
+        (code for code in objects.kept if objects.builtin(code) is not None),
+        durations=durations or {},
+        outcomes=outcomes or {},
+        answers=answers or {},
+    )
+
+    def player(stage: Stage, deployment: Deployment) -> _Executor:
+        rng = random.Random(f"{seed}/deployment/{deployment.name}")
+        return _Executor(deployment, stage, objects, stand_ins, rng)
+
+    stage = Stage(resolution.deployments, player, seed=seed, network=network or {}, lost_after=experiment.lost_after)
+    stage.plan_events(events or {})
+    stage.plan_clocks(skew)
+    stage.plan_losses(lost)
+    whole = stage.run(parse_duration(horizon), MAX_CALLS)
+    ended = stage.ended()
+    findings = stage.findings(ended, whole)
+    return Simulation(experiment.name, seed, ended, tuple(stage.rows), tuple(findings))
+
+
+class _Objects:
+    """The sealer of a simulation: nothing is pickled, and every object is kept under a name of its own."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+    def seal(self, obj: Any, what: str) -> str:
+        name = f"{len(self.kept)}: {what}"
+        self.kept[name] = obj
+        return name
+
+    def seal_file(self, path: str) -> str:
+        return f"file {path}"
+
+    def bundles(self) -> tuple[str, ...]:
+        return ()
+
+    def builtin(self, code: str) -> Barrier | Send | WaitFor | None:
+        """The gate, barrier or sent event whose code this is; None: a user's."""
+        task = getattr(self.kept[code], "__self__", None)
+        return task if isinstance(task, Barrier | Send | WaitFor) else None
+
+    def arguments(self, spec: StepSpec) -> tuple[Any, ...]:
+        """The positional arguments of a step of fieldlab's own: name, timeout and so on, without the context."""
+        return tuple(self.kept[spec.args][0])[:3]
+
+
+# --- the executor's side ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Attempt:
+    """One attempt that runs; ``look``: it waits for events of ``topics``, until this gives its outcome."""
+
+    key: m.Key
+    topics: tuple[str, ...] = ()
+    look: Callable[[], m.Outcome | None] | None = None
+
+
+@dataclass
+class _Seen:
+    """What was reported of a step."""
+
+    attempts: int = 0
+    started: float | None = None
+    ended: float | None = None
+    last: StepRecord | None = None
+
+
+@dataclass
+class _Outbox:
+    """What is to be told to the director, in order, and how much of it has come there."""
+
+    messages: list[Callable[[], None]] = field(default_factory=list)
+    arrived: int = 0
+    sending: bool = False
+
+
+class _Executor:
+    """Performs what the machine of one deployment asks for, on virtual time."""
+
+    def __init__(
+        self, deployment: Deployment, stage: Stage, objects: _Objects, stand_ins: StandIns, rng: random.Random
+    ) -> None:
+        self.deployment = deployment
+        self.offset = 0.0
+        self.cursor = 0  # the number of the last event of the director's that it has
+        self.told = False  # events are on their way to it
+        self.lives = True
+        self._stage, self._time, self._rng = stage, stage.time, rng
+        self._objects, self._stand_ins = objects, stand_ins
+        self._specs = {spec.name: spec for spec in deployment.graph.steps}
+        self._machine: m.Machine | None = None
+        self._attempts: dict[m.Key, _Attempt] = {}
+        self._timers: dict[str, object] = {}
+        self._own: list[Event] = []  # sent, and not yet seen in the director's log
+        self._came: set[tuple[str, str, int]] = set()
+        self._outbox = _Outbox()
+        self._events = 0
+        self._seen = {name: _Seen() for name in self._specs}
+        self._questions = {code: (kind, spec) for spec in deployment.graph.steps for kind, code in _codes(spec)}
+        self._performers: dict[type, Callable[[Any], None]] = {
+            m.StartAttempt: lambda effect: self._start(effect.key),
+            m.StopAttempt: lambda effect: self._stop(effect.key, effect.signal, STOP_SECONDS),
+            m.KillAttempt: lambda effect: self._stop(effect.key, 9, 0.0),
+            m.SetTimer: self._set_timer,
+            m.ClearTimer: self._clear_timer,
+            m.Evaluate: self._evaluate,
+            m.Report: lambda effect: self._report(effect.record),
+            m.Measuring: lambda effect: None,
+            m.Finish: self._finish,
+        }
+
+    def clock(self) -> float:
+        """What the node's clock shows."""
+        return self._time.now + self.offset
+
+    # --- beginning and end
+
+    def begin(self) -> None:
+        """The launch came; it may come twice."""
+        if self._machine is not None or not self.lives:
+            return
+        self._stage.move(self.deployment.name, _D.RUNNING)
+        self._machine = m.Machine(self.deployment.graph, now=self.clock())
+        walltime = self.deployment.resources.walltime_seconds
+        if walltime is not None:
+            terminated = m.Terminated(message=f"Its walltime of {walltime:g} s is over.")
+            self._time.after(walltime, lambda: self._tell(terminated))
+        self._perform(self._machine.start(self.clock()))
+
+    def vanish(self) -> None:
+        """The node goes silent for good."""
+        self.lives = False
+        for attempt in self._attempts.values():
+            self._wait_no_more(attempt)
+
+    def _finish(self, effect: m.Finish) -> None:
+        name = self.deployment.name
+        self._post(lambda: self._stage.move(name, effect.state, effect.reason, effect.message))
+
+    def _tell(self, stimulus: m.Stimulus) -> None:
+        if self._machine is not None and self.lives:
+            self._perform(self._machine.handle(stimulus, self.clock()))
+
+    def _perform(self, effects: list[m.Effect]) -> None:
+        for effect in effects:
+            self._performers[type(effect)](effect)
+
+    # --- what the machine asks for
+
+    def _set_timer(self, effect: m.SetTimer) -> None:
+        mark = self._timers[effect.name] = object()
+
+        def fire() -> None:
+            if self._timers.get(effect.name) is mark:
+                del self._timers[effect.name]
+                self._tell(m.TimerFired(name=effect.name))
+
+        self._time.at(effect.at - self.offset, fire)
+
+    def _clear_timer(self, effect: m.ClearTimer) -> None:
+        del self._timers[effect.name]
+
+    def _evaluate(self, effect: m.Evaluate) -> None:
+        if effect.code is not None:
+            kind, spec = self._questions[effect.code]
+        else:
+            kind, spec = "length", self._mapped(effect)
+        value = self._stand_ins.says(kind, self.deployment.name, spec, self._rng)
+        self._time.after(0.0, lambda: self._tell(m.Evaluated(id=effect.id, value=value)))
+
+    def _mapped(self, effect: m.Evaluate) -> StepSpec:
+        """The step that is mapped over the value whose length is asked; of several, one of which something is said."""
+        handles = [one for one in (effect.handle if effect.many else (effect.handle,)) if one is not None]
+        fitting = [
+            spec
+            for spec in self._specs.values()
+            if spec.over is not None and spec.over_path == effect.path and (not handles or spec.over == handles[0])
+        ]
+        said = [s for s in fitting if self._stand_ins.has("length", self.deployment.name, s)]
+        return (said or fitting)[0]
+
+    def _report(self, record: StepRecord) -> None:
+        now, seen = self._time.now, self._seen[record.step]
+        if seen.started is None and record.state is StepState.RUNNING:
+            seen.started = now
+        if record.settled:
+            seen.last, seen.ended = record, now
+        row = (record.step, record.state, record.reason, record.attempt, record.iteration, record.message)
+        self._stage.rows.append(Row(now, self.deployment.name, *row, self.clock()))
+
+    def _start(self, key: m.Key) -> None:
+        spec = self._specs[key.step]
+        self._seen[key.step].attempts += 1
+        attempt = self._attempts[key] = _Attempt(key)
+        match self._objects.builtin(spec.code):
+            case WaitFor():
+                self._wait_at_gate(attempt, *self._objects.arguments(spec))
+            case Barrier():
+                self._come_to_barrier(attempt, *self._objects.arguments(spec))
+            case Send():
+                self._send(key, self._objects.arguments(spec)[0], None)
+                self._end(attempt, _succeeded(key), 0.0)
+            case None:
+                self._stand_in(attempt, spec)
+
+    def _stand_in(self, attempt: _Attempt, spec: StepSpec) -> None:
+        name, key = self.deployment.name, attempt.key
+        if spec.background is not None and spec.background.announces:
+            self._time.after(STOP_SECONDS, lambda: self._tell(m.AttemptReady(key=key)))
+        well = self._stand_ins.succeeds(name, spec, key.attempt, self._rng)
+        seconds = self._stand_ins.seconds(name, spec, self._rng)
+        if seconds is not None:
+            self._end(attempt, _succeeded(key) if well else _failed(Reason.RAISED, "It failed, as told."), seconds)
+        elif not well:
+            self._end(attempt, _failed(Reason.RAISED, "It failed, as told."), 0.0)
+
+    def _stop(self, key: m.Key, number: int | None, seconds: float) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        signalled = number is not None and self._specs[key.step].background is None
+        self._wait_no_more(attempt)
+        outcome = _failed(Reason.SIGNAL, f"Signal {number} ended it.") if signalled else _succeeded(key)
+        self._end(attempt, outcome, seconds)
+
+    def _end(self, attempt: _Attempt, outcome: m.Outcome, seconds: float) -> None:
+        def over() -> None:
+            if self._attempts.get(attempt.key) is attempt:
+                self._wait_no_more(attempt)
+                del self._attempts[attempt.key]
+                self._tell(m.AttemptEnded(key=attempt.key, outcome=outcome))
+
+        self._time.after(seconds, over)
+
+    # --- events, gates and barriers
+
+    def topics(self) -> list[str]:
+        """What its steps wait for."""
+        return [topic for attempt in self._attempts.values() for topic in attempt.topics]
+
+    def receive(self, upto: int) -> None:
+        """The director's events up to that number came; they may come twice."""
+        if not self.lives or upto <= self.cursor:
+            return
+        self.cursor, self.told = upto, False
+        self._own = [event for event in self._own if self._stage.numbers.get(event.key, upto + 1) > upto]
+        self._look()
+        self._stage.tell(self)
+
+    def _send(self, key: m.Key, name: str, data: Any) -> None:
+        self._events += 1
+        event = Event(
+            name=name,
+            data=data,
+            sender=self.deployment.name,
+            step=key.step,
+            iteration=key.iteration or 0,
+            sent_at=self.clock(),
+            key=f"{self.deployment.name}:{self._events}",
+        )
+        self._own.append(event)
+        self._post(lambda: self._stage.add(event))
+        self._look()
+
+    def _post(self, message: Callable[[], None]) -> None:
+        self._outbox.messages.append(message)
+        if not self._outbox.sending:
+            self._ship()
+
+    def _ship(self) -> None:
+        box = self._outbox
+        box.sending = True
+        upto = len(box.messages)
+
+        def arrive() -> None:
+            if upto <= box.arrived:
+                return
+            new, box.arrived = box.messages[box.arrived : upto], upto
+            for message in new:
+                message()
+            box.sending = False
+            if len(box.messages) > upto:
+                self._ship()
+
+        self._stage.line.carry(arrive, lambda: self.lives)
+
+    def _wait_at_gate(self, attempt: _Attempt, name: str, timeout: float | None, after: int) -> None:
+        self._stage.gates.setdefault((name, after), []).append(self.deployment.name)
+
+        def look() -> m.Outcome | None:
+            events = self._stage.log.get(name, [])[: self._stage.seen(name, self.cursor)]
+            numbered = bool(events) and (events[-1].number or 0) > after
+            own = any(event.name == name for event in self._own)
+            return _succeeded(attempt.key) if numbered or own else None
+
+        self._wait(attempt, (name,), look, timeout, f"No event {name!r} came")
+
+    def _come_to_barrier(self, attempt: _Attempt, name: str, parties: int | str, timeout: float | None) -> None:
+        party = (name, attempt.key.step, attempt.key.iteration or 0)
+        topic = f"{BARRIER}:{name}"
+        if party not in self._came:
+            self._came.add(party)
+            self._stage.barriers.setdefault((name, parties), []).append(self.deployment.name)
+            self._send(attempt.key, BARRIER, {"barrier": name})
+
+        def look() -> m.Outcome | None:
+            own = tuple(event for event in self._own if topic_of(event) == topic)
+            view = self._stage.barrier(name, parties, self.cursor, own)
+            if view.broken:
+                missing = ", ".join(view.missing_for_good)
+                return _failed(Reason.BARRIER_BROKEN, f"The barrier {name!r} can no longer fill; missing: {missing}.")
+            return _succeeded(attempt.key) if view.open else None
+
+        self._wait(attempt, (topic, DEPLOYMENT), look, timeout, f"The barrier {name!r} did not fill")
+
+    def _wait(
+        self,
+        attempt: _Attempt,
+        topics: tuple[str, ...],
+        look: Callable[[], m.Outcome | None],
+        timeout: float | None,
+        text: str,
+    ) -> None:
+        attempt.topics, attempt.look = topics, look
+        for topic in topics:
+            self._stage.waiting.setdefault(topic, {})[self.deployment.name] = None
+        if timeout is not None:
+            self._end(attempt, _failed(Reason.RAISED, f"{text} within {timeout:g} s."), timeout)
+        self._look()
+        self._stage.tell(self)
+
+    def _look(self) -> None:
+        for attempt in list(self._attempts.values()):
+            if attempt.look is not None and (outcome := attempt.look()) is not None:
+                self._wait_no_more(attempt)
+                self._end(attempt, outcome, 0.0)
+
+    def _wait_no_more(self, attempt: _Attempt) -> None:
+        if attempt.look is None:
+            return
+        topics, attempt.topics, attempt.look = attempt.topics, (), None
+        for topic in set(topics) - set(self.topics()):
+            self._stage.waiting[topic].pop(self.deployment.name, None)
+
+    # --- what became of it
+
+    def ended(self) -> dict[str, SimulatedStep]:
+        """How every step stands."""
+        states = {} if self._machine is None else self._machine.states
+        return {
+            name: SimulatedStep(
+                name=name,
+                status=states.get(name, StepState.WAITING),
+                reason=seen.last.reason if seen.last else None,
+                message=seen.last.message if seen.last else "",
+                attempts=seen.attempts,
+                started=seen.started,
+                ended=seen.ended,
+            )
+            for name, seen in self._seen.items()
+        }
+
+
+def _codes(spec: StepSpec) -> list[tuple[str, str]]:
+    """The step's conditions, by kind."""
+    found = {
+        "when": spec.when and spec.when.code,
+        "until": spec.repeat and spec.repeat.until,
+        "retry_if": spec.retry.condition,
+    }
+    return [(kind, code) for kind, code in found.items() if code]
+
+
+def _succeeded(key: m.Key) -> m.Outcome:
+    return m.Outcome(state=_OK, reason=Reason.RETURNED, handle=key.step)
+
+
+def _failed(reason: Reason, message: str) -> m.Outcome:
+    return m.Outcome(state=_FAILED, reason=reason, message=message, error=message)

@@ -1,0 +1,150 @@
+"""What a simulation takes in place of running: how long a step takes, how it ends, what its conditions say.
+
+No user code runs in a simulation, so everything that it would decide is given here, or drawn. Draws come from a
+generator of the deployment's own, so that another deployment more does not change what befalls the others.
+
+A stand-in is looked up by ``(deployment, step)``, then by the step's name, then by its task's name, then by ``"*"``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from fieldlab_common.deployment import Deployment, StepSpec
+from fieldlab_common.environment import parse_duration
+from fieldlab_common.errors import DefinitionError, UnknownNameError
+
+from fieldlab.text import closest
+
+__all__ = ["Answer", "Duration", "Name", "Outcome", "StandIns", "probability", "span"]
+
+Name: TypeAlias = str | tuple[str, str]
+Duration: TypeAlias = float | str | tuple[float | str, float | str]
+Outcome: TypeAlias = bool | float | str | Sequence[bool | float | str]
+Answer: TypeAlias = bool | float
+
+QUESTIONS = ("when", "until", "retry_if", "length")
+EVERY = "*"
+_SECONDS = (1.0, 10.0)  # a step takes so long if nothing is said
+_CHANCES = {"when": 0.5, "until": 0.1, "retry_if": 1.0}
+_ITEMS = (1, 10)  # of a fan-out
+_WORDS = {"succeeded": 1.0, "failed": 0.0}
+
+
+class StandIns:
+    """The stand-ins of one simulation, checked."""
+
+    def __init__(
+        self,
+        deployments: Iterable[Deployment],
+        builtin: Iterable[str],
+        *,
+        durations: Mapping[Name, Duration],
+        outcomes: Mapping[Name, Outcome],
+        answers: Mapping[Name, Answer],
+    ) -> None:
+        self._names: set[Name] = {EVERY}
+        played = set(builtin)
+        for deployment in deployments:
+            for spec in deployment.graph.steps:
+                if spec.code not in played:
+                    self._names |= {spec.name, spec.task, (deployment.name, spec.name)}
+        self._durations = {self._known(name, "durations"): span(value) for name, value in durations.items()}
+        self._outcomes = {self._known(name, "outcomes"): _chances(value) for name, value in outcomes.items()}
+        self._answers = dict(answers)
+        for name in answers:
+            self._check_question(name)
+
+    def seconds(self, deployment: str, spec: StepSpec, rng: random.Random) -> float | None:
+        """How long an attempt takes; None: a background step that nothing is said of runs until it is told to stop."""
+        low_high = _find(self._durations, deployment, spec)
+        if low_high is None and spec.background is not None:
+            return None
+        low, high = low_high or _SECONDS
+        return low if low == high else rng.uniform(low, high)
+
+    def succeeds(self, deployment: str, spec: StepSpec, attempt: int, rng: random.Random) -> bool:
+        """Whether an attempt ends well."""
+        chances = _find(self._outcomes, deployment, spec) or (1.0,)
+        return _happens(chances[min(attempt, len(chances)) - 1], rng)
+
+    def says(self, kind: str, deployment: str, spec: StepSpec, rng: random.Random) -> bool | int:
+        """What a step's condition says; ``length``: how many items the list has that it is mapped over."""
+        for name in ((deployment, f"{spec.name}.{kind}"), f"{spec.name}.{kind}", f"{spec.task}.{kind}", f"*.{kind}"):
+            if name in self._answers:
+                value = self._answers[name]
+                return int(value) if kind == "length" else _happens(float(value), rng)
+        return rng.randint(*_ITEMS) if kind == "length" else _happens(_CHANCES[kind], rng)
+
+    def has(self, kind: str, deployment: str, spec: StepSpec) -> bool:
+        """Whether something is said of just that step's question."""
+        return (deployment, f"{spec.name}.{kind}") in self._answers or f"{spec.name}.{kind}" in self._answers
+
+    def _known(self, name: Name, what: str) -> Name:
+        if name in self._names:
+            return name
+        shown = name if isinstance(name, str) else " of ".join(reversed(name))
+        near = closest(shown, (n for n in self._names if isinstance(n, str)))
+        raise UnknownNameError(
+            f"{what}: no step or task {shown!r} of this experiment takes a stand-in.{near}",
+            advice='Name a step, a task, (deployment, step), or "*". Gates, barriers and sent events take none.',
+        )
+
+    def _check_question(self, name: Name) -> None:
+        text = name if isinstance(name, str) else name[1]
+        step, _, kind = text.rpartition(".")
+        if kind not in QUESTIONS:
+            raise DefinitionError(f"answers: {text!r} does not end in one of {', '.join('.' + q for q in QUESTIONS)}.")
+        self._known(step if isinstance(name, str) else (name[0], step), "answers")
+        value = self._answers[name]
+        if kind == "length":
+            if isinstance(value, bool) or value != int(value) or value < 0:
+                raise DefinitionError(f"answers: {text!r} is {value!r}; a length is a whole number from 0.")
+        else:
+            probability(value, f"answers: {text!r}")
+
+
+def _find(table: Mapping[Name, tuple[float, ...]], deployment: str, spec: StepSpec) -> tuple[float, ...] | None:
+    if not table:
+        return None
+    for name in ((deployment, spec.name), spec.name, spec.task, EVERY):
+        if name in table:
+            return table[name]
+    return None
+
+
+def _happens(chance: float, rng: random.Random) -> bool:
+    return chance >= 1.0 or (chance > 0.0 and rng.random() < chance)
+
+
+def _chances(value: Outcome) -> tuple[float, ...]:
+    many = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not many:
+        raise DefinitionError("outcomes: an empty list; give one outcome for each attempt, the last one stays.")
+    return tuple(_chance(one) for one in many)
+
+
+def _chance(value: object) -> float:
+    if isinstance(value, str) and value in _WORDS:
+        return _WORDS[value]
+    if isinstance(value, str) or not isinstance(value, int | float):
+        raise DefinitionError(f"outcomes: {value!r} is none; give 'succeeded', 'failed', or a probability of success.")
+    return probability(value, "outcomes")
+
+
+def probability(value: float, what: str) -> float:
+    """``value`` if it is a probability."""
+    if not 0.0 <= value <= 1.0:
+        raise DefinitionError(f"{what}: {value!r} is no probability from 0 to 1.")
+    return float(value)
+
+
+def span(value: Duration) -> tuple[float, float]:
+    """The bounds, in seconds, between which a duration is drawn."""
+    low, high = value if isinstance(value, tuple) else (value, value)
+    bounds = parse_duration(low), parse_duration(high)
+    if bounds[0] > bounds[1]:
+        raise DefinitionError(f"{value!r}: the lower bound stands first.")
+    return bounds

@@ -1,0 +1,225 @@
+"""Simulations: what they repeat, what befalls them, what they find; and that they agree with a run."""
+
+import fieldlab as fl
+import pytest
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
+
+
+@fl.task
+def probe(*values):
+    raise AssertionError("user code ran in a simulation")
+
+
+@fl.task(retries=1, retry_delay=5)
+def shaky(*values):
+    raise AssertionError("user code ran in a simulation")
+
+
+@fl.task(timeout=10)
+def slow():
+    raise AssertionError("user code ran in a simulation")
+
+
+def refuse(value):
+    raise AssertionError("user code ran in a simulation")
+
+
+def on(dag, count=3, **settings):
+    return fl.Experiment("e", **settings).map(dag, [fl.Node.dummy(f"n-{i}") for i in range(count)])
+
+
+def together():
+    with fl.DAG("together") as dag:
+        shaky(probe()) >> fl.barrier("start") >> probe().named("after")
+    return dag
+
+
+def kinds(simulation):
+    return [finding.kind for finding in simulation.findings]
+
+
+def states(simulation):
+    return {name: {k: s.status for k, s in steps.items()} for name, steps in simulation.results.items()}
+
+
+BAD = {"delay": (0.1, 3.0), "drop": 0.3, "double": 0.3, "retry": 2.0}
+
+
+def test_the_same_seed_gives_the_same_simulation_and_another_seed_another():
+    def play(seed):
+        settings = {"outcomes": {"*": 0.7}, "network": BAD, "skew": 5.0, "lost": 1}
+        return fl.simulate(on(together(), 8), seed=seed, **settings)
+
+    one = play(4)
+    assert one.timeline == play(4).timeline
+    assert one.findings == play(4).findings
+    assert one.timeline != play(5).timeline
+
+
+def test_virtual_time_is_that_of_durations_and_delays():
+    with fl.DAG("d") as dag:
+        probe() >> shaky()
+    result = fl.simulate(
+        dag, durations={"probe": 60, "shaky": "2m"}, outcomes={"shaky": [False, True]}, network={"delay": 1}
+    )
+    steps = result.results["localhost"]
+    assert (steps["probe"].started, steps["probe"].ended) == (1, 61)
+    assert (steps["shaky"].started, steps["shaky"].ended, steps["shaky"].attempts) == (61, 306, 2)
+    assert (result.state, result.ended) == (ExperimentState.SUCCEEDED, 307)
+
+
+def test_a_lost_node_breaks_a_barrier_for_the_others_once_it_counts_as_lost():
+    result = fl.simulate(on(together(), lost_after="1h"), lost={"n-1": 0.5}, durations={"*": 10})
+    assert result.deployments["n-1"].state is DeploymentState.LOST
+    assert result.deployments["n-1"].ended == 3600.5
+    broken = result.results["n-0"]["barrier"]
+    assert broken.reason is Reason.BARRIER_BROKEN
+    assert "n-1 (lost)" in broken.message
+    assert 3600.5 < broken.ended < 3602
+    assert result.results["n-1"]["probe"].status is StepState.RUNNING
+    assert result.findings[0].missing == ("n-1 (lost)",)
+
+
+def test_how_many_nodes_are_lost_can_be_drawn():
+    result = fl.simulate(on(together(), 6), durations={"*": "2h"}, lost=2)
+    assert [one.state for one in result.deployments.values()].count(DeploymentState.LOST) == 2
+
+
+def test_messages_that_come_twice_late_or_again_change_no_outcome():
+    good = fl.simulate(on(together(), 6), seed=2)
+    doubled = fl.simulate(on(together(), 6), seed=2, network={"double": 1.0})
+    bad = fl.simulate(on(together(), 6), seed=2, network=BAD)
+    assert states(good) == states(doubled) == states(bad)
+    assert good.state is doubled.state is bad.state is ExperimentState.SUCCEEDED
+    rows = [(row.deployment, row.step, row.state) for row in doubled.timeline]
+    assert len(rows) == len(set(rows)) == len(good.timeline)
+
+
+def test_skewed_clocks_show_and_change_no_outcome():
+    good, skewed = fl.simulate(on(together())), fl.simulate(on(together()), skew={"n-1": 1000.0})
+    assert states(good) == states(skewed)
+    assert {round(row.clock - row.at) for row in skewed.timeline if row.deployment == "n-1"} == {1000}
+    assert {round(row.clock - row.at) for row in skewed.timeline if row.deployment == "n-0"} == {0}
+
+
+@pytest.mark.parametrize(("parties", "missing"), [("all", ("n-2 (failed)",)), (5, ("n-2 (failed)",)), ("server", ())])
+def test_a_barrier_that_never_fills_is_found_with_who_is_missing(parties, missing):
+    with fl.DAG("d") as dag:
+        probe() >> fl.barrier("start", parties=parties)
+    result = fl.simulate(on(dag), outcomes={("n-2", "probe"): "failed"})
+    (finding,) = [one for one in result.findings if one.kind == "barrier"]
+    assert (finding.name, finding.deployments, finding.missing) == ("start", ("n-0", "n-1"), missing)
+    # A number of parties says nothing of who they are: those who are there may still send more, and wait.
+    assert result.state is (ExperimentState.RUNNING if parties == 5 else ExperimentState.FAILED)
+
+
+def test_a_gate_that_nobody_opens_is_found_and_its_deployments_never_end():
+    with fl.DAG("d") as dag:
+        fl.wait_for("go") >> probe()
+    result = fl.simulate(on(dag, 2))
+    assert kinds(result) == ["gate", "never_ran", "unfinished"]
+    assert result.findings[0].deployments == ("n-0", "n-1")
+    assert result.state is ExperimentState.RUNNING
+    assert "go" in repr(result)
+    assert "<table>" in result._repr_html_()
+
+
+def test_a_gate_opens_by_a_person_or_by_another_node_and_fails_by_its_timeout():
+    with fl.DAG("d") as dag:
+        fl.wait_for("go") >> probe()
+        fl.wait_for("never", timeout=100).named("late")
+    with fl.DAG("s", stop_on_failure=False) as sender:
+        probe() >> fl.send("go")
+    person = fl.simulate(dag, events={"go": "1m"})
+    assert 60 < person.results["localhost"]["wait_for"].ended < 61
+    experiment = on(dag, 1).map(sender, fl.Node.dummy("s"))
+    other = fl.simulate(experiment, durations={"probe": 7})
+    assert 7 < other.results["n-0"]["wait_for"].ended < 8
+    late = other.results["n-0"]["late"]
+    assert (late.status, late.reason, late.ended - late.started) == (StepState.FAILED, Reason.RAISED, 100)
+
+
+def test_conditions_and_lengths_take_stand_ins():
+    with fl.DAG("d") as dag:
+        first = probe()
+        probe().named("no").when(first, refuse)
+        fl.map(shaky, first).named("many")
+        fl.repeat(probe(), until=refuse).named("again")
+    result = fl.simulate(dag, answers={"no.when": False, "many.length": 4, "again.until": True})
+    steps = result.results["localhost"]
+    assert [steps[name].attempts for name in ("no", "many", "again")] == [0, 4, 1]
+    assert steps["no"].reason is Reason.CONDITION
+    assert kinds(result) == ["never_ran"]
+
+
+def test_a_duration_above_the_timeout_is_a_timeout_and_background_steps_are_stopped():
+    with fl.DAG("d", stop_on_failure=False) as dag:
+        capture = fl.background(probe().named("capture"))
+        slow().during(capture)
+    steps = fl.simulate(dag, durations={"slow": 60}).results["localhost"]
+    assert (steps["slow"].reason, steps["capture"].reason) == (Reason.TIMEOUT, Reason.STOPPED)
+    assert steps["slow"].ended - steps["slow"].started == pytest.approx(10.1)
+
+
+def test_what_never_ends_is_cut_at_the_horizon():
+    with fl.DAG("d") as dag:
+        fl.repeat(probe(), every=60, until=refuse)
+    result = fl.simulate(dag, horizon="1h", durations={"probe": 1}, answers={"probe.until": False})
+    assert result.results["localhost"]["probe"].attempts == 60
+    assert kinds(result) == ["unfinished"]
+
+
+def test_a_day_on_two_hundred_nodes_ends():
+    with fl.DAG("day") as dag:
+        fl.repeat(probe(), every="7m", duration="24h", on_failure="continue").after(fl.barrier("start"))
+    result = fl.simulate(on(dag, 200), outcomes={"probe": 0.9}, durations={"probe": (1, 30)})
+    assert result.state is ExperimentState.SUCCEEDED
+    assert result.ended > 205 * 420
+    assert {steps["probe"].attempts for steps in result.results.values()} == {206}
+    assert not result.findings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"durations": {"prob": 1}}, fl.UnknownNameError),
+        ({"outcomes": {"probe": "perhaps"}}, fl.DefinitionError),
+        ({"outcomes": {"probe": 1.5}}, fl.DefinitionError),
+        ({"outcomes": {"barrier": False}}, fl.UnknownNameError),
+        ({"answers": {"probe": True}}, fl.DefinitionError),
+        ({"events": {"fieldlab.barrier": 1}}, fl.DefinitionError),
+        ({"network": {"drop": 1.0}}, fl.DefinitionError),
+        ({"network": {"dorp": 0.1}}, fl.DefinitionError),
+        ({"lost": {"n-7": 1}}, fl.UnknownNameError),
+        ({"skew": {"n-7": 1}}, fl.UnknownNameError),
+    ],
+)
+def test_stand_ins_that_make_no_sense_are_refused(wrong, error):
+    with pytest.raises(error):
+        fl.simulate(on(together()), **wrong)
+
+
+@fl.task
+def works(*values):
+    return 1
+
+
+@fl.task
+def fails(*values):
+    raise ValueError("no")
+
+
+def test_a_simulation_ends_as_a_run_with_equal_outcomes_does():
+    with fl.DAG("d", stop_on_failure=False) as dag:
+        first, bad = works(), fails()
+        works(bad).named("skipped")
+        works(first).named("handler").after(bad, on="failure")
+        works().named("any").after(first, bad, need="any")
+        fl.map(works, first).named("unmapped").after(bad)
+        fl.send("go").after(first) >> fl.wait_for("go")
+    played = fl.simulate(dag, outcomes={"fails": "failed"})
+    ran = fl.run(dag)
+    assert {k: (s.status, s.reason) for k, s in played.results["localhost"].items()} == {
+        name: (ran[name].status, ran[name].reason) for name in played.results["localhost"]
+    }
+    assert played.deployments["localhost"].state is ran.state
