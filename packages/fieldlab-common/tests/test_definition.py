@@ -187,7 +187,9 @@ def test_stages_of_a_pipeline_follow_each_other():
         lambda: repeat(add(1)),
         lambda: repeat(add(1), times=0),
         lambda: map_(add, [1, 2]),
-        lambda: barrier("b", parties=0),
+        lambda: barrier("b", parties=0, timeout=1),
+        lambda: barrier("b", parties=True, timeout=1),
+        lambda: barrier("b", parties=2),
         lambda: send("fieldlab.barrier"),
         lambda: wait_for(""),
         lambda: DAG("d", max_parallel=0),
@@ -199,6 +201,13 @@ def test_stages_of_a_pipeline_follow_each_other():
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(DefinitionError):
         wrong()
+
+
+def test_a_barrier_of_a_number_of_parties_needs_a_deadline_and_says_why():
+    with pytest.raises(DefinitionError, match=r"wait for ever.*timeout="):
+        barrier("b", parties=2)
+    assert barrier("b", parties=2, timeout="5m").task.task_name == "barrier"
+    assert barrier("c", parties="all").task.task_name == "barrier"
 
 
 def test_an_asynchronous_function_and_a_method_are_no_tasks():

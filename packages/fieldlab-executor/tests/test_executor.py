@@ -294,6 +294,7 @@ def test_an_event_from_outside_opens_a_wait(launch: Launch) -> None:
     [
         (lambda ctx: ctx.events.wait("never", timeout=0.05), "0 of 1 events 'never' came within"),
         (lambda ctx: ctx.barrier("start", 2, timeout=0.05), "did not fill within"),
+        (lambda ctx: ctx.barrier("start", 2), "would wait for ever"),
         (lambda ctx: ctx.artifact("../escape"), "cannot be the name of an artifact"),
         (lambda ctx: ctx.events.send("x", "y" * 70_000), "at most 65536"),
         (lambda ctx: ctx.events.send("fieldlab.deployment", {}), "cannot be the name of an event"),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fieldlab_common.context import CommandFailed, TaskContext
+from fieldlab_common.context import CommandFailed, TaskContext, check_parties
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ArgumentError, DefinitionError
 from fieldlab_common.events import RESERVED_PREFIX
@@ -224,9 +224,9 @@ def send(name: str, data: Any = None) -> Step[None]:
 def barrier(name: str, *, parties: int | str = "all", timeout: float | str | None = None) -> Step[None]:
     """A step that ends when all ``parties`` have come: a number, ``"all"`` deployments, or a role.
 
-    It fails with BarrierBroken when it can no longer fill, and after ``timeout`` seconds.
+    It fails with BarrierBroken when it can no longer fill, and after ``timeout`` seconds. A number needs a timeout:
+    only of deployments by name is it known that they will not come.
     """
-    if isinstance(parties, bool) or not isinstance(parties, int | str) or (isinstance(parties, int) and parties < 1):
-        raise DefinitionError(f"parties={parties!r}: it is a number from 1, 'all', or a role.")
     seconds = None if timeout is None else parse_duration(timeout)
+    check_parties(parties, seconds)
     return _waiting(Barrier()(check_event_name(name), parties, seconds))

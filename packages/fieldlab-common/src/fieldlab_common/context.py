@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fieldlab_common.errors import ArtifactNameError, FieldlabError
+from fieldlab_common.errors import ArtifactNameError, DefinitionError, FieldlabError
 from fieldlab_common.events import Event, Member
 from fieldlab_common.node import Node
 
@@ -27,6 +27,7 @@ __all__ = [
     "Stopping",
     "TaskContext",
     "check_artifact_name",
+    "check_parties",
 ]
 
 MAX_ARTIFACT_NAME = 255
@@ -168,6 +169,7 @@ class TaskContext(ABC):
 
         Raises:
             BarrierBroken: it can no longer fill; says who is missing.
+            DefinitionError: ``parties`` is a number and there is no ``timeout``.
             WaitTimeout: it did not fill within ``timeout`` seconds.
         """
 
@@ -201,3 +203,21 @@ def check_artifact_name(name: object) -> str:
 def _bad_name(name: object) -> str:
     shown = ascii(name)
     return f"{shown if len(shown) < 80 else shown[:77] + '...'} cannot be the name of an artifact."
+
+
+def check_parties(parties: object, timeout: float | None) -> None:
+    """Check what a barrier is asked to wait for.
+
+    Any step of any deployment may be one of a *number* of parties, so nobody can tell that no more will come before
+    every deployment has ended: such a barrier needs a deadline. Of ``"all"`` and a role it is known.
+
+    Raises:
+        DefinitionError: ``parties`` is neither a number from 1 nor text, or it is a number and ``timeout`` is None.
+    """
+    if isinstance(parties, bool) or not isinstance(parties, int | str) or (isinstance(parties, int) and parties < 1):
+        raise DefinitionError(f"parties={parties!r}: it is a number from 1, 'all', or a role.")
+    if isinstance(parties, int) and timeout is None:
+        raise DefinitionError(
+            f"A barrier of {parties} parties cannot tell that no more will come, and would wait for ever.",
+            advice="Give timeout=, or name the parties: 'all', or a role.",
+        )

@@ -27,6 +27,7 @@ from fieldlab_common.context import (
     Stopping,
     TaskContext,
     check_artifact_name,
+    check_parties,
 )
 from fieldlab_common.errors import (
     BY_CODE,
@@ -362,6 +363,7 @@ class Context(TaskContext):
         self._connection.write({"op": "ready"})
 
     def barrier(self, name: str, parties: int | str = "all", timeout: float | None = None) -> None:
+        check_parties(parties, timeout)
         try:
             answer = self._connection.ask("barrier", name=name, parties=parties, timeout=timeout)
         except WaitTimeout as late:
