@@ -90,7 +90,8 @@ def advance(tx: Tx, row: DeploymentRow, kept: Kept) -> Assignment | None:
         if isinstance(action, d.Look):
             _store(tx, replace(row, lease=None, lease_until=None, look_at=action.at), kept)
             return None
-        seen = replace(seen, failure=None)
+        # A drain that was given up is tried again later, by the ended deployment: not at once, as if it were new.
+        seen = replace(seen, failure=seen.failed(d.Job.DRAIN))
         if isinstance(action, d.Relaunch):
             row = replace(row, epoch=row.epoch + 1, handle=None, attempts=0)
             seen = replace(seen, gone=False)
