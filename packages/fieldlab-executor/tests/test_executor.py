@@ -4,6 +4,7 @@ Functions of this module travel by value: the executor cannot import it.
 """
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -125,6 +126,11 @@ class Absent:
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+def wants_too_much():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    return len(b"x" * (2 << 30))
+
+
 def kills_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -159,6 +165,7 @@ def floods():
         (raises_rudely, Reason.RAISED, "its text cannot be had"),
         (floods, Reason.RAISED, "ValueError: xxx"),
         (raises_command_failed, Reason.EXIT_CODE, "false ended with code 1"),
+        (wants_too_much, Reason.OUT_OF_MEMORY, "MemoryError"),
         (kills_itself, Reason.SIGNAL, "SIGKILL"),
         (lambda: os._exit(0), Reason.EXITED, "exit code 0"),
         (lambda: sys.exit(3), Reason.EXITED, "exit code 3"),
@@ -390,6 +397,8 @@ def test_the_context_is_for_the_steps_own_process(run: Run) -> None:
 
 # --- what is left behind ----------------------------------------------------------------------------------------------
 
+KILL_BOUND = 2.0  # seconds that anything may outlive a killed supervisor or spawner: what is promised
+
 HIDE = "import os, signal; signal.signal(15, signal.SIG_IGN); os.setsid(); os.write(1, b'.'); signal.pause()"
 
 
@@ -469,8 +478,7 @@ def test_a_killed_supervisor_takes_everything_with_it(launch: Launch) -> None:
     executor = launch(bench)
     pids = executor.hub.event("pids")
     executor.signal(signal.SIGKILL)
-    executor.wait()
-    assert gone(pids, 20.0) == []
+    assert gone(pids, KILL_BOUND) == []
 
 
 def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Launch) -> None:
@@ -486,19 +494,34 @@ def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Laun
     executor = launch(bench)
     *pids, spawner = executor.hub.event("pids")
     os.kill(spawner, signal.SIGKILL)
+    assert gone(pids, KILL_BOUND) == []
     assert executor.wait() == 0
     assert executor.hub.value("stay") == 2
-    assert gone(pids, 0.0) == []
 
 
-def test_sigterm_ends_the_deployment_in_good_order(launch: Launch) -> None:
+def test_sigterm_stops_the_steps_reports_everything_and_leaves(launch: Launch) -> None:
     bench = Bench()
-    bench.step("stay", lambda ctx: ctx.events.send("up") or signal.pause(), CTX)
+
+    def stay(ctx):
+        with open(ctx.artifact("partial"), "w") as file:
+            file.write("so far")
+        print("before the end", flush=True)
+        ctx.events.send("pids", hide(ctx))
+        signal.pause()
+
+    bench.step("before", lambda: 41)
+    bench.step("stay", stay, CTX, needs=after("before"))
     executor = launch(bench)
-    executor.hub.event("up")
+    pids = executor.hub.event("pids")
     executor.signal(signal.SIGTERM)
     assert executor.wait() == 0
-    assert executor.hub.ended.reason is Reason.TERMINATED
+    assert gone(pids, 0.0) == []
+    hub = executor.hub
+    assert hub.ended.reason is Reason.TERMINATED
+    assert hub.settled("stay").state is StepState.CANCELLED
+    assert hub.value("before") == 41
+    assert hub.logs("stay") == "before the end\n"
+    assert [hub.stored[a.sha256] for a in hub.bodies("artifact")] == [b"so far"]
 
 
 # --- the one file -----------------------------------------------------------------------------------------------------
@@ -520,6 +543,12 @@ def test_the_file_runs_alone_and_gives_tasks_the_facade(launch: Launch, tmp_path
     executor = launch(bench, command=(sys.executable, "-I", "-S", str(built)))
     assert executor.wait() == 0
     assert executor.hub.value("imports") == ("TaskContext", "executables", "unsupported")
+
+
+def test_the_command_packs_the_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "fieldlab_executor", "pack", str(tmp_path / "new" / "fieldlab.pyz")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "new" / "fieldlab.pyz").read_bytes() == zipapp.build(tmp_path / "b.pyz").read_bytes()
 
 
 def test_equal_packages_give_equal_bytes(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Reason(StrEnum):
     RAISED = "raised"  # the step's function raised an exception
     TIMEOUT = "timeout"  # the attempt took longer than it may
     SIGNAL = "signal"  # a signal ended the process
-    OUT_OF_MEMORY = "out_of_memory"  # the kernel ended the process for want of memory
+    OUT_OF_MEMORY = "out_of_memory"  # no memory was left: the kernel ended the process, or its limit refused it more
     EXITED = "exited"  # the process ended without giving a result, whatever its exit code
     BAD_RESULT = "bad_result"  # the result was cut, malformed, or nothing that can travel
     LOAD_FAILED = "load_failed"  # the user's code or an argument could not be loaded on the node

@@ -47,7 +47,6 @@ __all__ = ["open_store", "serve"]
 log = structlog.get_logger("fieldlab.director")
 
 PACK_SECONDS = 120.0  # to pack the executor
-_PACK = "import sys; from fieldlab_executor import zipapp; zipapp.build(sys.argv[1])"
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: one that is closed first can lose a request
 END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
 
@@ -172,7 +171,7 @@ def _pack(path: Path) -> None:
     The executor's distribution does it, in a process of its own: to the director, the executor is data.
     """
     made = path.with_name(f"{path.name}.new")
-    command = [sys.executable, "-c", _PACK, str(made)]
+    command = [sys.executable, "-P", "-m", "fieldlab_executor", "pack", str(made)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PACK_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

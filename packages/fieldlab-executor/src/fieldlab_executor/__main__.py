@@ -3,6 +3,7 @@
     run DIR [--pipe FD]     run the deployment that DIR/launch.json names, and report; FD: a local run's socket
     drain DIR               ship what a dead executor left in DIR
     facts                   print what this node is, as JSON
+    pack FILE               write the executor as one file, fieldlab.pyz
     prepare --environment JSON [--python VERSION] [--cache DIR]
                             make the environment, or find it made; print {"python": path}; its builder's output goes
                             to standard error
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "drain": _drain,
         "facts": _facts,
+        "pack": _pack,
         "prepare": _prepare,
     }
     if not words or words[0] not in commands:
@@ -129,6 +131,14 @@ def _facts(words: list[str]) -> int:
     from fieldlab_executor.facts import facts
 
     print(dumps(facts()).decode())
+    return 0
+
+
+def _pack(words: list[str]) -> int:
+    places, _ = _options(words, [], 1)
+    from fieldlab_executor import zipapp
+
+    zipapp.build(places[0])
     return 0
 
 

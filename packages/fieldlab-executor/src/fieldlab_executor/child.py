@@ -301,6 +301,8 @@ def _items(job: _Job, value: Any) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):  # its own limit, not the kernel, refused: there was no memory either way
+        return "out_of_memory"
     return _REASONS.get(error.code, "raised") if isinstance(error, FieldlabError) else "raised"
 
 

@@ -1,7 +1,8 @@
 """Whether the kernel has ended a process for want of memory, by its own counters.
 
 A SIGKILL that nobody here sent and a counter that has grown since the last look are taken for one event. The cgroup's
-counter (``memory.events``) is believed before the machine's (``/proc/vmstat``), because others share the machine.
+counter (``memory.events``, or version 1's ``memory.oom_control``) is believed before the machine's (``/proc/vmstat``),
+because others share the machine.
 """
 
 from __future__ import annotations
@@ -29,14 +30,21 @@ class OutOfMemory:
 
 
 def _events(proc: Path, cgroups: Path) -> Path | None:
-    """The events file of this process's cgroup (version 2), if its memory is accounted for."""
+    """The file with the counters of this process's cgroup, if its memory is accounted for."""
     try:
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                path = cgroups / line[3:].lstrip("/") / "memory.events"
-                return path if path.is_file() else None
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
-        pass
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            path = cgroups / group.lstrip("/") / "memory.events"
+        elif controllers == "memory":
+            path = cgroups / "memory" / group.lstrip("/") / "memory.oom_control"
+        else:
+            continue
+        if path.is_file():
+            return path
     return None
 
 

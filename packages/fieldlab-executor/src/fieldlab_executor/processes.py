@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 ATTEMPT = "FIELDLAB_ATTEMPT"
+LOOK_AGAIN = 0.05  # seconds: a sweep that hears of no end looks for what came into being meanwhile
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -158,7 +159,9 @@ def send(pids: Iterable[int], number: int) -> int:
 def sweep(deadline: float, *, reap: Callable[[int, int], object] = lambda pid, status: None) -> list[Process]:
     """Kill and reap everything below this process until nothing is left, or ``deadline`` (monotonic) is over.
 
-    Returns what could not be killed. This process must be a subreaper, and must not wait for children elsewhere.
+    Returns what could not be killed. This process must be a subreaper, and must not wait for children elsewhere. What
+    forks while it is swept, or comes down to this process from a parent that cannot be killed, is found at the next
+    look: the sweep takes no longer than the kernel does to end what it was told to.
     """
     me = os.getpid()
     while True:
@@ -169,7 +172,7 @@ def sweep(deadline: float, *, reap: Callable[[int, int], object] = lambda pid, s
             return []
         if time.monotonic() >= deadline:
             return left
-        await_any(direct, deadline)
+        await_any(direct, min(deadline, time.monotonic() + LOOK_AGAIN))
         _reap_all(reap)
 
 
