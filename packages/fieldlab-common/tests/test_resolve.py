@@ -79,6 +79,41 @@ def test_a_node_that_nothing_fits_is_a_problem_that_names_every_miss():
     assert "`cpus` is 1, not >= 4" in str(found.problems[0])
 
 
+def test_choices_are_a_sequence_in_the_order_of_deployments_and_steps():
+    with DAG("d") as dag:
+        heavy()
+        plain(1)
+    choices = resolved(dag, BIG, LAB, SMALL)[0].choices
+    one_by_one = [(c.deployment, c.step, c.implementation) for c in choices]
+    assert one_by_one == [
+        ("big", "heavy", ""),
+        ("big", "plain", ""),
+        ("lab", "heavy", "heavy_lab"),
+        ("lab", "plain", ""),
+        ("small", "plain", ""),  # nothing fits for the other
+    ]
+    assert [choices[i] for i in range(len(choices))] == list(choices)
+    assert choices[-1] == choices[4]
+    assert choices[1:3] == tuple(choices)[1:3]
+    assert choices.of("lab") == choices[2:4]
+    with pytest.raises(IndexError):
+        choices[5]
+
+
+def test_a_condition_in_python_is_asked_of_every_node():
+    @task(when=lambda n: n["cpus"] > 4)
+    def opaque(): ...
+
+    @opaque.implementation(when=lambda n: n.name == "small")
+    def opaque_small(): ...
+
+    with DAG("d") as dag:
+        opaque()
+    found, _ = resolved(dag, BIG, SMALL, LAB)
+    assert [c.implementation for c in found.choices] == ["", "opaque_small"]
+    assert [p.deployment for p in found.problems] == ["lab"]
+
+
 def test_packages_ask_for_a_venv_unless_told_otherwise():
     with DAG("d") as dag:
         heavy()
@@ -101,6 +136,16 @@ def test_by_node_is_computed_for_each_node():
         plain([by_node(lambda n: n["cpus"] * 2)])
     found, store = resolved(dag, BIG, SMALL)
     assert [store.open(d.graph.steps[0].args)[0] for d in found.deployments] == [([16],), ([2],)]
+
+
+def test_a_step_without_such_an_argument_is_shared_beside_one_that_has_it():
+    with DAG("d") as dag:
+        plain(by_node(lambda n: n["cpus"]))
+        plain("same").named("same")
+    found, store = resolved(dag, BIG, SMALL)
+    first, second = (d.graph.steps for d in found.deployments)
+    assert first[1] is second[1]
+    assert store.open(first[1].args) == (("same",), {})
 
 
 def test_steps_and_properties_in_arguments_leave_as_references_and_make_edges():

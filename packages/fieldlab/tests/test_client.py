@@ -295,6 +295,26 @@ def test_a_plan_says_what_was_chosen_and_rejected_and_why() -> None:
     assert json.loads(made.to_json())["deployments"][1]["environment"]["kind"] == "host"
 
 
+def test_a_plan_has_one_line_for_all_that_chose_alike_whatever_else_they_decide() -> None:
+    @fl.task
+    def probe() -> int:
+        return 1
+
+    @probe.implementation(when=fl.node.os == "macos")
+    def probe_macos() -> int:
+        return 2
+
+    with fl.DAG("d") as dag:
+        probe()
+        work()
+    nodes = [fl.Node.dummy(name, os=os) for name, os in (("a", "linux"), ("b", "macos"), ("c", "linux"))]
+    made = fl.plan(fl.Experiment("e").map(dag, nodes))
+    lines = [line.split() for line in repr(made).splitlines()]
+    assert [line[2] for line in lines if line[:1] == ["probe"]] == ["base", "probe_macos"]
+    assert [line[3:6] for line in lines if line[:1] == ["work"]] == [["a,", "b,", "c"]]
+    assert [d["steps"][0]["implementation"] for d in made.to_dict()["deployments"]] == ["base", "probe_macos", "base"]
+
+
 def test_a_plan_shows_problems_first_and_does_not_raise() -> None:
     with fl.DAG("d") as dag:
         work(fl.node["site"])

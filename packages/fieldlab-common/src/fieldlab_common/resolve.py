@@ -9,20 +9,20 @@ Nodes that resolve alike share one ``Graph`` object, and so one blob.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from fieldlab_common.builtin import Barrier, WaitFor
+from fieldlab_common.choosing import Choices, Decision, Picked, Rejected, StepChoice, Survey, task_of
 from fieldlab_common.dag import DAG, steps_of
 from fieldlab_common.deployment import Condition, Deployment, Graph, Repeat, Retry, StepSpec
-from fieldlab_common.environment import Environment, Host, Requirements, Venv, conflicting_pins
+from fieldlab_common.environment import Environment, Host, Venv, conflicting_pins
 from fieldlab_common.errors import FieldlabError
 from fieldlab_common.experiment import Assignment, Experiment
 from fieldlab_common.node import Node, facts_of
-from fieldlab_common.selector import Field
 from fieldlab_common.step import ByNode, File, Pick, Step, name_of, needs_of
-from fieldlab_common.task import Implementation, Task, arguments_for, sendable
+from fieldlab_common.task import Implementation, arguments_for, sendable
 
 __all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
 
@@ -48,26 +48,6 @@ class Sealer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """An implementation that does not fit a node, and why."""
-
-    implementation: str
-    because: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepChoice:
-    """Which implementation a deployment's step uses, and why."""
-
-    deployment: str
-    step: str
-    task: str
-    implementation: str
-    because: str
-    rejected: tuple[Rejected, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Problem:
     """Why the experiment cannot run as it is. ``code`` is the stable code of the error that it stands for."""
 
@@ -86,7 +66,7 @@ class Resolution:
     """What resolving gave. ``environments``: for each deployment, why its environment is what it is."""
 
     deployments: tuple[Deployment, ...]
-    choices: tuple[StepChoice, ...]
+    choices: Choices
     problems: tuple[Problem, ...]
     environments: Mapping[str, str]
 
@@ -102,10 +82,12 @@ class _Resolver:
         self._sealer = sealer
         self._python = python
         self._deployments: list[Deployment] = []
-        self._choices: list[StepChoice] = []
+        self._surveys: dict[int, Survey] = {}  # by the DAG's id
+        self._decided: list[tuple[str, Decision]] = []
         self._problems: list[Problem] = []
         self._why: dict[str, str] = {}
         self._graphs: dict[Any, Graph] = {}
+        self._specs: dict[Any, dict[str, StepSpec]] = {}  # the steps that are the same for all that pick alike
         self._codes: dict[Any, str] = {}
         self._by_value = False
 
@@ -117,7 +99,7 @@ class _Resolver:
         self._across_nodes()
         return Resolution(
             deployments=tuple(self._deployments),
-            choices=tuple(self._choices),
+            choices=Choices(self._decided),
             problems=tuple(dict.fromkeys(self._problems)),
             environments=self._why,
         )
@@ -130,13 +112,14 @@ class _Resolver:
         if dag is None:
             return
         before = len(self._problems)
-        chosen = self._implementations(assignment, dag)
-        environment = self._environment(assignment, chosen)
+        survey = self._survey(dag)
+        decision = self._implementations(assignment, survey)
+        environment = self._environment(assignment, decision.picked)
         self._fits(assignment, environment)
-        self._arguments(assignment, dag)
+        self._arguments(assignment, survey)
         if len(self._problems) > before:
             return
-        graph = self._graph(assignment, dag, chosen)
+        graph = self._graph(assignment, dag, survey, decision.picked)
         if graph is not None:
             self._deployments.append(
                 Deployment(
@@ -166,49 +149,29 @@ class _Resolver:
 
     # --- implementations and environment ---
 
-    def _implementations(self, assignment: Assignment, dag: DAG) -> dict[str, Implementation]:
-        chosen: dict[str, Implementation] = {}
-        seen: dict[int, tuple[Implementation | None, str, tuple[Rejected, ...]]] = {}
-        for step in dag.checked():
-            task = _task(step)
-            if id(task) not in seen:
-                seen[id(task)] = _choose(task, assignment.node)
-            found, because, rejected = seen[id(task)]
-            if found is None:
-                misses = "; ".join(f"{r.implementation or 'base'}: {r.because}" for r in rejected)
-                self._problem(
-                    assignment, "no_implementation", f"no implementation fits the node ({misses}).", step.name
-                )
-                continue
-            chosen[step.name] = found
-            self._choices.append(
-                StepChoice(
-                    deployment=assignment.name,
-                    step=step.name,
-                    task=task.task_name,
-                    implementation=found.name,
-                    because=because,
-                    rejected=rejected,
-                )
-            )
-        return chosen
+    def _survey(self, dag: DAG) -> Survey:
+        if id(dag) not in self._surveys:
+            self._surveys[id(dag)] = Survey(dag)
+        return self._surveys[id(dag)]
 
-    def _environment(self, assignment: Assignment, chosen: Mapping[str, Implementation]) -> Environment:
-        needs = Requirements()
-        asking: dict[str, None] = {}
-        for name, implementation in chosen.items():
-            if implementation.settings.requirements != Requirements():
-                needs = needs.merged(implementation.settings.requirements)
-            if implementation.settings.packages or implementation.settings.setup:
-                asking[name] = None
+    def _implementations(self, assignment: Assignment, survey: Survey) -> Decision:
+        decision = survey.decide(assignment.node)
+        self._decided.append((assignment.name, decision))
+        for step, rejected in decision.unfit():
+            misses = "; ".join(f"{r.implementation or 'base'}: {r.because}" for r in rejected)
+            self._problem(assignment, "no_implementation", f"no implementation fits the node ({misses}).", step)
+        return decision
+
+    def _environment(self, assignment: Assignment, picked: Picked) -> Environment:
+        needs, asking = picked.requirements, picked.asking
         if assignment.environment is not None:
             environment, why = assignment.environment, "given"
         elif asking:
-            environment, why = Venv(), f"packages or setup commands are asked for by {_some(list(asking))}"
+            environment, why = Venv(), f"packages or setup commands are asked for by {_some(asking)}"
         else:
             environment, why = Host(), "no task asks for packages"
         if isinstance(environment, Host) and needs.packages and assignment.environment is not None:
-            why = f"given; the packages that {_some(list(asking))} asks for are expected to be there"
+            why = f"given; the packages that {_some(asking)} asks for are expected to be there"
         self._why[assignment.name] = why
         environment = environment.needing(needs)
         for name, first, second in conflicting_pins(environment.requirements.packages):
@@ -237,19 +200,13 @@ class _Resolver:
                 assignment, "unsupported", f"system packages ({names}) need root, which the node does not give."
             )
 
-    def _arguments(self, assignment: Assignment, dag: DAG) -> None:
+    def _arguments(self, assignment: Assignment, survey: Survey) -> None:
         facts = facts_of(assignment.node)
-        for step in dag.checked():
-            for reference in step.refers:
-                if isinstance(reference, Field):
-                    name = reference.__fieldlab_reference__()[1]
-                    if name not in facts:
-                        self._problem(
-                            assignment,
-                            "unknown_name",
-                            f"the node has no `{name}`; it has {_some(sorted(facts))}.",
-                            step.name,
-                        )
+        for name, steps in survey.fields.items():
+            if name not in facts:
+                message = f"the node has no `{name}`; it has {_some(sorted(facts))}."
+                for step in steps:
+                    self._problem(assignment, "unknown_name", message, step)
 
     def _across_nodes(self) -> None:
         if self._experiment.reporting != "silent" or len(self._experiment) < 2:
@@ -266,17 +223,21 @@ class _Resolver:
 
     # --- graphs ---
 
-    def _graph(self, assignment: Assignment, dag: DAG, chosen: Mapping[str, Implementation]) -> Graph | None:
-        per_node = any(isinstance(r, ByNode) for step in dag.checked() for r in step.refers)
-        key = (id(dag), tuple(i.name for i in chosen.values()), assignment.name if per_node else "")
+    def _graph(self, assignment: Assignment, dag: DAG, survey: Survey, picked: Picked) -> Graph | None:
+        key = (id(picked), assignment.name if survey.by_node else "")
         if key in self._graphs:
             return self._graphs[key]
+        shared = self._specs.setdefault(id(picked), {})
         specs: list[StepSpec] = []
-        for step in dag.checked():
+        for step in survey.steps:
             try:
-                specs.append(self._spec(step, chosen[step.name], assignment.node))
+                spec = shared.get(step.name) or self._spec(step, picked.implementations[step.name], assignment.node)
             except FieldlabError as error:
                 self._problem(assignment, error.code, str(error), step.name)
+                continue
+            specs.append(spec)
+            if step.name not in survey.by_node:
+                shared[step.name] = spec
         if len(specs) < len(dag):
             return None
         graph = Graph(
@@ -318,7 +279,7 @@ class _Resolver:
         )
 
     def _code(self, step: Step[Any], implementation: Implementation) -> str:
-        task = _task(step)
+        task = task_of(step)
         key = (id(task), implementation.name)
         if key not in self._codes:
             code, by_value = sendable(task, implementation)
@@ -363,22 +324,6 @@ class _Resolver:
         return Repeat(**{**step.repetition, "until": code})
 
 
-def _task(step: Step[Any]) -> Task[Any]:
-    task = step.task
-    assert isinstance(task, Task)  # only tasks make steps; TaskLike is for the type checker's direction of imports
-    return task
-
-
-def _choose(task: Task[Any], node: Node) -> tuple[Implementation | None, str, tuple[Rejected, ...]]:
-    rejected: list[Rejected] = []
-    for implementation in task.implementations():
-        verdict = implementation.when.explain(node)
-        if verdict.holds:
-            return implementation, verdict.because, tuple(rejected)
-        rejected.append(Rejected(implementation=implementation.name, because=verdict.because))
-    return None, "", tuple(rejected)
-
-
 def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:
     """The arguments with files named by digest and by_node computed."""
     if isinstance(value, ByNode):
@@ -403,5 +348,5 @@ class _FileReference:
         return self._parts
 
 
-def _some(names: list[str], most: int = 6) -> str:
+def _some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -35,19 +35,30 @@ MAX_FRAME = 4 * 1024 * 1024
 
 def encode(value: Any) -> Any:
     """Turn a dataclass (or a container of them) into what ``json.dumps`` takes. Fields at their default stay out."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _encoder(type(value))(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {k: encode(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [encode(v) for v in value]
-    return value
+    cls = type(value)
+    if cls not in _WAYS:
+        _WAYS[cls] = _way(cls)
+    way = _WAYS[cls]
+    return value if way is None else way(value)
 
 
-@functools.cache
-def _encoder(cls: type) -> Callable[[Any], dict[str, Any]]:
+_WAYS: dict[type, Callable[[Any], Any] | None] = {}
+
+
+def _way(cls: type) -> Callable[[Any], Any] | None:
+    """How values of a type are encoded; None: they stay as they are."""
+    if is_dataclass(cls):
+        return _encoder(cls)
+    if issubclass(cls, Enum):
+        return lambda value: value.value
+    if issubclass(cls, Mapping):
+        return lambda value: {k: encode(v) for k, v in value.items()}
+    if issubclass(cls, list | tuple):
+        return lambda value: [encode(v) for v in value]
+    return None
+
+
+def _encoder(cls: Any) -> Callable[[Any], dict[str, Any]]:
     plan = [(f.name, f.default, _is_tagged(t)) for f, t in _typed_fields(cls)]
 
     def run(value: Any) -> dict[str, Any]:

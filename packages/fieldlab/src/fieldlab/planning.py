@@ -6,10 +6,13 @@ what the plan finds nothing against is what is submitted.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fieldlab_common.choosing import Choices
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.errors import DefinitionError
@@ -40,7 +43,7 @@ def plan(experiment: Experiment | DAG, *, node: Node | None = None) -> Plan:
 
 def _nothing(error: DefinitionError) -> Resolution:
     problem = Problem(code=error.code, message=str(error))
-    return Resolution(deployments=(), choices=(), problems=(problem,), environments={})
+    return Resolution(deployments=(), choices=Choices(), problems=(problem,), environments={})
 
 
 class Plan:
@@ -49,6 +52,7 @@ class Plan:
     def __init__(self, shipment: Shipment) -> None:
         self._shipment = shipment
         self._resolution = shipment.resolution
+        self._sizes: dict[str, int] = {}  # by the digest of the graph
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class Plan:
         return self._resolution.deployments
 
     @property
-    def choices(self) -> tuple[StepChoice, ...]:
+    def choices(self) -> Sequence[StepChoice]:
         """For each step of each deployment, the implementation that was chosen, and why."""
         return self._resolution.choices
 
@@ -80,7 +84,10 @@ class Plan:
 
     def code_size(self, deployment: Deployment) -> int:
         """Bytes of code, arguments, files and sources that a deployment takes to its node."""
-        return sum(map(self._shipment.blobs.size, deployment.graph.blobs()))
+        digest = self._shipment.graphs[deployment.name]
+        if digest not in self._sizes:
+            self._sizes[digest] = sum(map(self._shipment.blobs.size, deployment.graph.blobs()))
+        return self._sizes[digest]
 
     def to_json(self) -> str:
         """All of it as JSON text."""
@@ -110,7 +117,7 @@ class Plan:
             },
             "python": deployment.python or None,
             "code_bytes": self.code_size(deployment),
-            "steps": [_choice(choice) for choice in self.choices if choice.deployment == deployment.name],
+            "steps": [_choice(choice) for choice in self._resolution.choices.of(deployment.name)],
         }
 
     def _problem_lines(self) -> list[str]:
@@ -118,7 +125,8 @@ class Plan:
 
     def _head(self) -> str:
         nodes = len({d.node.name for d in self.deployments})
-        blobs = {b: self._shipment.blobs.size(b) for d in self.deployments for b in d.graph.blobs()}
+        graphs = {id(d.graph): d.graph for d in self.deployments}
+        blobs = {b: self._shipment.blobs.size(b) for graph in graphs.values() for b in graph.blobs()}
         where = f"{counted(len(self.deployments), 'deployment')} on {counted(nodes, 'node')}"
         what = f"{counted(len(blobs), 'blob')} of {size(sum(blobs.values()))}"
         return f"Plan of {one_line(self.name)}: {where}, {what}"
@@ -131,12 +139,19 @@ class Plan:
 
     def _choice_rows(self) -> list[list[object]]:
         """One row for all deployments that chose alike."""
-        alike: dict[tuple[object, ...], list[str]] = {}
-        for c in self.choices:
-            misses = "; ".join(f"{r.implementation or 'base'}: {r.because}" for r in c.rejected)
-            key = (c.step, c.task, c.implementation or "base", c.because, misses)
-            alike.setdefault(key, []).append(c.deployment)
-        return [[*key[:3], listed(names, 4), *key[3:]] for key, names in alike.items()]
+        choices = self._resolution.choices
+        alike: dict[tuple[object, ...], list[list[int]]] = {}
+        for decision, places in choices.alike():
+            for c in decision.choices(""):
+                misses = "; ".join(f"{r.implementation or 'base'}: {r.because}" for r in c.rejected)
+                key = (c.step, c.task, c.implementation or "base", c.because, misses)
+                alike.setdefault(key, []).append(places)
+
+        @functools.cache
+        def names(places: tuple[int, ...]) -> str:
+            return listed([choices.names[place] for place in sorted(places)], 4)
+
+        return [[*key[:3], names(tuple(itertools.chain(*groups))), *key[3:]] for key, groups in alike.items()]
 
     def __repr__(self) -> str:
         parts = []

@@ -29,6 +29,8 @@ def _visible(match: re.Match[str]) -> str:
 def clean(text: object, *, lines: bool = False) -> str:
     """``text`` with what a terminal would obey written out as ``\\x1b``; ``lines`` keeps line breaks."""
     raw = str(text.value if isinstance(text, Enum) else text)
+    if raw.isprintable():  # nothing harmful is
+        return raw
     if not lines:
         return _HARMFUL.sub(_visible, raw)
     raw = raw.replace("\r\n", "\n")
