@@ -83,6 +83,13 @@ def test_the_node_and_a_files_path_are_filled_in(run: Run) -> None:
     assert run(bench).value("read") == ("lab", True, "weights")
 
 
+def test_more_steps_than_are_forked_at_once_all_run(run: Run) -> None:
+    bench = Bench()
+    for number in range(60):
+        bench.step(f"s{number}", lambda: None)
+    assert run(bench).ended.state is DeploymentState.SUCCEEDED
+
+
 def test_a_fan_out_gives_each_iteration_its_item(run: Run) -> None:
     bench = Bench()
     bench.step("list", lambda: {"items": [10, Odd(1), "c"]})

@@ -153,6 +153,7 @@ class Pool:
         elif kind == b"C":
             self._asked -= 1
             self._serve(Warm(frames.CHILD.unpack(packet)[1], *fds))
+            self._ask()
         else:  # a fork failed: there may be room again when something has ended
             self._asked -= 1
             self._loop.after(_RETRY, self._ask)
