@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from fieldlab_common.lifecycle import DeploymentState as D
-from fieldlab_common.lifecycle import ExperimentState as E
 from fieldlab_common.lifecycle import Reason, advance
 from fieldlab_common.protocol import Ended
 from fieldlab_director import decide as d
@@ -166,55 +165,3 @@ def test_only_what_the_tables_have_is_decided_and_waiting_always_ends_later(
 def test_backoff_doubles_is_bounded_and_is_never_nothing() -> None:
     assert [d.backoff(n, 1.0) for n in (1, 2, 3, 20, 10_000)] == [1, 2, 4, 60, 60]
     assert d.backoff(1, 0.0) == 0.5
-
-
-# --- experiments -----------------------------------------------------------------------------------------------------
-
-
-def experiment(state: E = E.PREPARING, **changes: Any) -> d.ExperimentStanding:
-    counts = {D[name.upper()]: changes.pop(name) for name in list(changes) if name.upper() in D.__members__}
-    return d.ExperimentStanding(state=state, deployments=counts, **changes)
-
-
-@pytest.mark.parametrize(
-    ("standing", "expected"),
-    [
-        (experiment(ready=2, preparing=1), d.Look(at=d.NEVER)),
-        (experiment(ready=3), d.MoveExperiment(state=E.READY)),
-        (experiment(ready=2, failed=1, min_nodes=2), d.MoveExperiment(state=E.READY)),
-        (experiment(ready=1, pending=1, failed=1, min_nodes=2), d.Look(at=d.NEVER)),
-        (experiment(ready=2, cancelled=1), d.MoveExperiment(state=E.READY)),
-        (experiment(ready=1, min_nodes=9), d.MoveExperiment(state=E.READY)),
-        (experiment(failed=2), d.Look(at=d.NEVER)),
-        (experiment(E.READY, ready=1), d.Look(at=d.NEVER)),
-        (experiment(E.READY, ready=1, start_requested=True), d.MoveExperiment(state=E.RUNNING)),
-        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW + 5), d.Look(at=NOW + 5)),
-        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW), d.MoveExperiment(state=E.RUNNING)),
-        (experiment(E.RUNNING, running=1), d.Look(at=d.NEVER)),
-    ],
-)
-def test_what_follows_for_an_experiment(standing: d.ExperimentStanding, expected: d.ExperimentAction) -> None:
-    assert d.decide_experiment(standing, NOW) == expected
-
-
-@pytest.mark.parametrize("standing", [experiment(ready=2, failed=1), experiment(pending=1, failed=2, min_nodes=2)])
-def test_an_experiment_is_abandoned_as_soon_as_too_few_can_be_prepared(standing: d.ExperimentStanding) -> None:
-    action = d.decide_experiment(standing, NOW)
-
-    assert isinstance(action, d.Abandon)
-    assert "min_nodes" in action.message
-
-
-@pytest.mark.parametrize(
-    ("states", "cancelling", "outcome"),
-    [
-        ([D.SUCCEEDED, D.RUNNING], False, None),
-        ([D.SUCCEEDED, D.SUCCEEDED], False, E.SUCCEEDED),
-        ([D.SUCCEEDED, D.LOST], False, E.FAILED),
-        ([D.SUCCEEDED, D.CANCELLED], False, E.FAILED),
-        ([D.SUCCEEDED, D.CANCELLED], True, E.CANCELLED),
-        ([D.UNREACHABLE], True, None),
-    ],
-)
-def test_what_an_experiment_ends_as(states: list[D], cancelling: bool, outcome: E | None) -> None:
-    assert d.experiment_outcome(states, cancelling) is outcome

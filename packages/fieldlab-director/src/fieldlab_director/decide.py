@@ -1,8 +1,9 @@
-"""What the director does next for a deployment, and what becomes of an experiment: functions of their arguments.
+"""What the director does next for a deployment: a function of its arguments.
 
 ``decide`` gets what is stored of a deployment (``Standing``), what was just seen of it (``Seen``) and the time, and
 says one thing: move it, launch it under a new epoch, give the connector a job, or look again later. The reconcile loop
-carries that out and asks again, until the answer is a job or a time.
+carries that out and asks again, until the answer is a job or a time. A move to ``launching`` goes under the next epoch,
+committed with it. What becomes of the experiment is decided in ``fieldlab_common.course``.
 
 Invariants: nothing here acts, waits or reads a clock. What was seen is a hint that may be forgotten at any moment
 (the director may die): from what is stored alone, the same end is reached. A job is one that may be done twice.
@@ -10,36 +11,28 @@ Invariants: nothing here acts, waits or reads a clock. What was seen is a hint t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
+from fieldlab_common.course import CLAIM_SECONDS, LAUNCHES, NEVER, SILENCE_SECONDS, Look, Move, after_silence
+from fieldlab_common.lifecycle import DeploymentState, Reason
 from fieldlab_common.protocol import Ended
 
 __all__ = [
     "NEVER",
-    "Abandon",
     "Action",
     "Do",
-    "ExperimentAction",
-    "ExperimentStanding",
     "Failure",
     "Job",
     "Look",
     "Move",
-    "MoveExperiment",
     "Patience",
     "Relaunch",
     "Seen",
     "Standing",
     "backoff",
     "decide",
-    "decide_experiment",
-    "experiment_outcome",
 ]
-
-NEVER = 1e11  # a time to look again that does not come (the year 5138): only a change of the row brings it back
 
 
 class Job(StrEnum):
@@ -65,9 +58,9 @@ class Failure:
 class Patience:
     """How long what is waited for, in seconds, and how often what fails is tried."""
 
-    silence: float = 45.0  # an executor that was not heard of for so long is unreachable
-    claim: float = 60.0  # a launched executor claims its deployment within
-    launches: int = 3  # epochs that are tried before the launch has failed
+    silence: float = SILENCE_SECONDS  # an executor that was not heard of for so long is unreachable
+    claim: float = CLAIM_SECONDS  # a launched executor claims its deployment within
+    launches: int = LAUNCHES  # epochs that are tried before the launch has failed
     attempts: int = 6  # tries of a job that fails for a passing reason
     drains: int = 3  # tries to drain before the deployment ends without
     cancel: float = 20.0  # an executor that was told to cancel ends by itself within (a grace of 10, and 10 more)
@@ -122,15 +115,6 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
-    """Set the deployment's state. To ``launching`` it goes under the next epoch, committed with it."""
-
-    state: DeploymentState
-    reason: Reason | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Relaunch:
     """Commit the next epoch: the executor of the present one will not claim its deployment any more."""
 
@@ -140,13 +124,6 @@ class Do:
     """Give the connector a job."""
 
     job: Job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """Nothing to do before the time ``at``, unless something changes."""
-
-    at: float
 
 
 Action = Move | Relaunch | Do | Look
@@ -228,14 +205,10 @@ class _Case:
             return Move(state=ending.state, reason=ending.reason, message=ending.message)
         if self.seen.gone:
             return self._gone()
-        silent, lost = self.seen.silent, self.row.lost_after
-        if silent >= lost and self.row.state is DeploymentState.UNREACHABLE:
-            message = f"Nothing was heard of its executor for {silent:.0f} s (lost_after is {lost:.0f} s)."
-            return Move(state=DeploymentState.LOST, reason=Reason.SILENT, message=message)
-        quiet = silent >= min(self.patience.silence, lost)
-        if quiet and self.row.state is DeploymentState.RUNNING:
-            message = f"Nothing was heard of its executor for {silent:.0f} s; it may well go on."
-            return Move(state=DeploymentState.UNREACHABLE, reason=Reason.SILENT, message=message)
+        patience, lost_after = self.patience.silence, self.row.lost_after
+        quiet = after_silence(self.row.state, self.seen.silent, lost_after=lost_after, patience=patience)
+        if quiet is not None:
+            return quiet
         if self.row.cancelled is not None:
             return self._cancel_run(self.row.cancelled)
         return Look(at=self._next_silence())
@@ -324,71 +297,3 @@ class _Case:
         # An unreachable executor may be heard of at any time, and fall silent again: it is looked at as often.
         left = [limit - self.seen.silent for limit in (self.patience.silence, self.row.lost_after)]
         return self.now + min(seconds for seconds in (*left, self.patience.silence) if seconds > 0)
-
-
-# --- experiments -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExperimentStanding:
-    """What is stored of an experiment; ``deployments`` counts them by state."""
-
-    state: ExperimentState
-    deployments: Mapping[DeploymentState, int]
-    min_nodes: int | None = None
-    start_requested: bool = False
-    start_at: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoveExperiment:
-    """Set the experiment's state."""
-
-    state: ExperimentState
-
-
-@dataclass(frozen=True, kw_only=True)
-class Abandon:
-    """Too few deployments can be prepared: cancel those that have not started, for the reason ``message``."""
-
-    message: str
-
-
-ExperimentAction = MoveExperiment | Abandon | Look
-
-
-def decide_experiment(experiment: ExperimentStanding, now: float) -> ExperimentAction:
-    """The next thing to do for an experiment on its way to running."""
-    if experiment.state is ExperimentState.PREPARING:
-        return _prepared(experiment)
-    if experiment.state is ExperimentState.READY and experiment.start_requested:
-        if experiment.start_at is not None and now < experiment.start_at:
-            return Look(at=experiment.start_at)
-        return MoveExperiment(state=ExperimentState.RUNNING)
-    return Look(at=NEVER)
-
-
-def _prepared(experiment: ExperimentStanding) -> ExperimentAction:
-    counts = experiment.deployments
-    total = sum(counts.values())
-    possible = sum(count for state, count in counts.items() if not state.terminal)
-    wanted = total - counts.get(DeploymentState.CANCELLED, 0)
-    needed = wanted if experiment.min_nodes is None else min(experiment.min_nodes, total)
-    if 0 < possible < needed:
-        wish = "all are" if experiment.min_nodes is None else f"at least {experiment.min_nodes} are"
-        return Abandon(
-            message=f"Not started: {counts.get(DeploymentState.FAILED, 0)} of {total} deployments could not be "
-            f"prepared, and {wish} needed (min_nodes says how many)."
-        )
-    waiting = counts.get(DeploymentState.PENDING, 0) + counts.get(DeploymentState.PREPARING, 0)
-    return Look(at=NEVER) if waiting or not possible else MoveExperiment(state=ExperimentState.READY)
-
-
-def experiment_outcome(states: Iterable[DeploymentState], cancelling: bool) -> ExperimentState | None:
-    """What an experiment ends as when its deployments stand like that; None while one of them has not ended."""
-    found = set(states)
-    if not all(state.terminal for state in found):
-        return None
-    if cancelling:
-        return ExperimentState.CANCELLED
-    return ExperimentState.SUCCEEDED if found == {DeploymentState.SUCCEEDED} else ExperimentState.FAILED

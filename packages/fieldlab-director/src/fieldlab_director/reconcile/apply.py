@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fieldlab_common.course import Abandon, ExperimentStanding, decide_experiment
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 
 from fieldlab_director import decide as d
@@ -106,10 +107,10 @@ def step_experiment(tx: Tx, experiment_id: str) -> None:
         row = tx.one(queries.EXPERIMENT, ExperimentRow, id=experiment_id)
         if row is None or row.state not in (ExperimentState.PREPARING, ExperimentState.READY):
             return
-        action = d.decide_experiment(_experiment_standing(tx, row), tx.now)
+        action = decide_experiment(_experiment_standing(tx, row), tx.now)
         if isinstance(action, d.Look):
             return
-        if isinstance(action, d.Abandon):
+        if isinstance(action, Abandon):
             _abandon(tx, row, action.message)
             return
         set_experiment_state(tx, row, action.state)
@@ -184,8 +185,8 @@ def _standing(tx: Tx, row: DeploymentRow) -> d.Standing:
     )
 
 
-def _experiment_standing(tx: Tx, row: ExperimentRow) -> d.ExperimentStanding:
-    return d.ExperimentStanding(
+def _experiment_standing(tx: Tx, row: ExperimentRow) -> ExperimentStanding:
+    return ExperimentStanding(
         state=row.state,
         deployments=dict(tx.all(rq.COUNTS, _count, experiment_id=row.id)),
         min_nodes=row.settings.min_nodes,

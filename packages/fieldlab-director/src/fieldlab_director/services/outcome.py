@@ -6,9 +6,9 @@ its experiment being asked, in the same transaction, whether that was the last o
 
 from __future__ import annotations
 
-from fieldlab_common.lifecycle import TRANSITIONS, DeploymentState, ExperimentState, Reason
+from fieldlab_common.course import experiment_outcome, way_to
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
 
-from fieldlab_director import decide
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
@@ -40,8 +40,8 @@ def settle(tx: Tx, experiment_id: str) -> ExperimentRow | None:
     if row is None or row.state.terminal:
         return row
     states = tx.all(queries.DEPLOYMENT_STATES, _state, experiment_id=experiment_id)
-    outcome = decide.experiment_outcome(states, row.state is ExperimentState.CANCELLING)
-    for state in _way(row.state, outcome) if outcome else ():
+    outcome = experiment_outcome(states, row.state is ExperimentState.CANCELLING)
+    for state in way_to(row.state, outcome) if outcome else ():
         row = set_experiment_state(tx, row, state)
     return row
 
@@ -49,15 +49,6 @@ def settle(tx: Tx, experiment_id: str) -> ExperimentRow | None:
 def give_up_artifacts(tx: Tx, deployment_id: str, why: str) -> None:
     """Mark every artifact whose bytes have not come as lost, for ``why``. Bytes that come later are still taken."""
     tx.execute(queries.ALL_ARTIFACTS_LOST, guard_deployment_id=deployment_id, lost=why)
-
-
-def _way(begin: ExperimentState, end: ExperimentState) -> list[ExperimentState]:
-    """The shortest way that the tables have. An experiment that is only ready can lose its last deployment too."""
-    ways: list[list[ExperimentState]] = [[begin]]
-    while ways and ways[0][-1] is not end:
-        way = ways.pop(0)
-        ways += [[*way, state] for state in ExperimentState if state in TRANSITIONS[ExperimentState][way[-1]]]
-    return ways[0][1:] if ways else []
 
 
 def _state(state: DeploymentState) -> DeploymentState:
