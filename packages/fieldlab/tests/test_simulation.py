@@ -1,5 +1,8 @@
 """Simulations: what they repeat, what befalls them, what they find; and that they agree with a run."""
 
+import datetime as dt
+import gc
+
 import fieldlab as fl
 import pytest
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
@@ -83,6 +86,118 @@ def test_a_lost_node_breaks_a_barrier_for_the_others_once_it_counts_as_lost():
 def test_how_many_nodes_are_lost_can_be_drawn():
     result = fl.simulate(on(together(), 6), durations={"*": "2h"}, lost=2)
     assert [one.state for one in result.deployments.values()].count(DeploymentState.LOST) == 2
+
+
+def told(simulation, deployment):
+    return [row.state for row in simulation.timeline if (row.deployment, row.step) == (deployment, None)]
+
+
+D, E = DeploymentState, ExperimentState
+
+
+def test_a_node_that_cannot_be_reached_goes_on_and_is_heard_of_again():
+    with fl.DAG("d") as dag:
+        probe().named("first") >> probe().named("second")
+    play = {"durations": {"*": 600}, "network": {"delay": 1}}
+    result = fl.simulate(on(dag, 2), unreachable={"n-1": ("5m", "15m")}, **play)
+    assert told(result, "n-1")[-3:] == [D.UNREACHABLE, D.RUNNING, D.SUCCEEDED]
+    assert [row.at for row in result.timeline.of("n-1") if row.state is D.UNREACHABLE] == [345]
+    assert [row.at for row in result.timeline.of("n-1") if row.state is D.RUNNING and row.step is None] == [1, 900]
+    assert told(result, "n-0") == [D.PREPARING, D.READY, D.LAUNCHING, D.RUNNING, D.SUCCEEDED]
+    alone = fl.simulate(on(dag, 2), **play)
+    assert states(alone) == states(result)
+    assert [alone.results[n]["second"].ended for n in ("n-0", "n-1")] == [1201, 1201]
+    assert result.results["n-1"]["second"].ended == 1201  # its steps never stopped
+
+
+def test_what_it_says_meanwhile_comes_when_it_can_be_reached_again():
+    with fl.DAG("d") as dag:
+        probe() >> fl.barrier("meet")
+    spans = [(5, 200), ("10m", "11m"), (150, 300)]  # two of them overlap
+    result = fl.simulate(on(dag, 2), durations={"*": 100}, unreachable={"n-1": spans})
+    assert 300 < result.results["n-0"]["barrier"].ended < 301
+    assert result.state is E.SUCCEEDED
+
+
+def test_a_node_that_is_away_for_too_long_is_lost_and_what_it_says_late_changes_nothing():
+    result = fl.simulate(on(together(), lost_after="1h"), durations={"*": 10}, unreachable={"n-1": (5, "2h")})
+    assert told(result, "n-1")[-3:] == [D.RUNNING, D.UNREACHABLE, D.LOST]
+    assert result.results["n-0"]["barrier"].reason is Reason.BARRIER_BROKEN
+    assert result.results["n-1"]["probe"].status is StepState.SUCCEEDED
+    assert result.state is E.FAILED
+
+
+def test_how_many_cannot_be_reached_can_be_drawn():
+    result = fl.simulate(on(together(), 6), durations={"*": "3h"}, unreachable=2)
+    assert sum(D.UNREACHABLE in told(result, name) for name in result.deployments) == 2
+    assert result.state is E.SUCCEEDED
+
+
+def test_a_launch_that_never_arrives_has_failed():
+    result = fl.simulate(on(together(), 2), lost={"n-1": 0}, durations={"*": 1})
+    assert (result.deployments["n-1"].reason, result.deployments["n-1"].ended) == (Reason.LAUNCH_FAILED, 180)
+    assert result.results["n-0"]["barrier"].reason is Reason.BARRIER_BROKEN
+
+
+@pytest.mark.parametrize(
+    ("min_nodes", "state", "kind"), [(None, E.FAILED, "not_started"), (3, E.FAILED, "not_started"), (2, E.FAILED, None)]
+)
+def test_it_starts_when_enough_could_be_prepared(min_nodes, state, kind):
+    with fl.DAG("d") as dag:
+        probe()
+    play = {"preparing": {"*": 30, "n-2": "failed"}, "durations": {"*": 5}}
+    result = fl.simulate(on(dag, min_nodes=min_nodes), **play)
+    assert (result.state, kinds(result)) == (state, [kind] if kind else [])
+    assert result.deployments["n-2"].reason is Reason.PREPARE_FAILED
+    expected = D.CANCELLED if kind else D.SUCCEEDED
+    assert result.deployments["n-0"].state is expected
+    if kind:
+        assert "min_nodes" in result.findings[0].message
+        assert result.findings[0].deployments == ("n-2",)
+        assert result.results["n-0"]["probe"].status is StepState.WAITING
+
+
+def test_all_wait_for_the_slowest_preparation_and_for_start_at():
+    with fl.DAG("d") as dag:
+        probe()
+    at = dt.datetime(2026, 12, 1, 8, tzinfo=dt.UTC)
+    late = dt.timedelta(hours=1)
+    play = {"preparing": {"n-0": (1, 2), "n-1": "10m"}, "network": {"delay": 1}}
+    for start_at, begins in ((None, 601), (at + late, 3601), (at - late, 601)):
+        result = fl.simulate(on(dag, 2, start_at=start_at), submitted=at, **play)
+        assert {one["probe"].started for one in result.results.values()} == {begins}
+        assert [row.state for row in result.timeline if row.deployment is None] == [
+            E.PREPARING,
+            E.READY,
+            E.RUNNING,
+            E.SUCCEEDED,
+        ]
+    assert fl.simulate(on(dag, 2, start_at=at), **play).results["n-0"]["probe"].started == 601
+
+
+def test_a_timeline_shows_its_first_and_last_changes():
+    with fl.DAG("d") as dag:
+        fl.repeat(probe(), times=50)
+    timeline = fl.simulate(on(dag, 2), durations={"*": 1}, network={"delay": 1}).timeline
+    assert {row.deployment for row in timeline.of("n-1", "probe")} == {"n-1"}
+    assert len(timeline.of(step="probe")) == 2 * 52
+    lines = repr(timeline).splitlines()
+    assert len(lines) == 2 + 41
+    assert lines[2].split() == ["0.000", "s", "preparing"]
+    assert "probe[0]" in repr(timeline)
+    assert f"{len(timeline) - 40} more" in repr(timeline)
+    assert "probe[49]" in timeline._repr_html_()
+
+
+def test_garbage_is_collected_again_afterwards():
+    fl.simulate(on(together()))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        fl.simulate(on(together()))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_messages_that_come_twice_late_or_again_change_no_outcome():
@@ -194,6 +309,14 @@ def test_a_day_on_two_hundred_nodes_ends():
         ({"network": {"dorp": 0.1}}, fl.DefinitionError),
         ({"lost": {"n-7": 1}}, fl.UnknownNameError),
         ({"skew": {"n-7": 1}}, fl.UnknownNameError),
+        ({"unreachable": {"n-7": (1, 2)}}, fl.UnknownNameError),
+        ({"unreachable": {"n-0": (2, 1)}}, fl.DefinitionError),
+        ({"unreachable": {"n-0": [(1, 2), 3]}}, fl.DefinitionError),
+        ({"unreachable": {"n-0": 5}}, fl.DefinitionError),
+        ({"unreachable": 4}, fl.DefinitionError),
+        ({"preparing": {"n-7": 1}}, fl.UnknownNameError),
+        ({"preparing": {"n-0": "never"}}, fl.DefinitionError),
+        ({"submitted": dt.datetime(2026, 1, 1, tzinfo=dt.UTC).replace(tzinfo=None)}, fl.DefinitionError),
     ],
 )
 def test_stand_ins_that_make_no_sense_are_refused(wrong, error):

@@ -13,18 +13,21 @@ from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, 
 
 from fieldlab.text import counted, duration, html_table, listed, one_line, table
 
-__all__ = ["Finding", "Row", "SimulatedDeployment", "SimulatedStep", "Simulation"]
+__all__ = ["Finding", "Row", "SimulatedDeployment", "SimulatedStep", "Simulation", "Timeline"]
 
 SHOWN = 40  # rows of a table; the rest is counted
 
 
 class Row(NamedTuple):
-    """One change of state. ``step`` is None for the deployment's own; ``clock`` is what its node's clock showed."""
+    """One change of state. ``clock`` is what the node's clock showed.
+
+    ``step`` is None for the deployment's own state, and ``deployment`` too for the experiment's.
+    """
 
     at: float
-    deployment: str
+    deployment: str | None
     step: str | None
-    state: StepState | DeploymentState
+    state: StepState | DeploymentState | ExperimentState
     reason: Reason | None = None
     attempt: int = 1
     iteration: int | None = None
@@ -64,9 +67,9 @@ class SimulatedDeployment:
 class Finding:
     """Something that is probably not meant.
 
-    ``kind``: ``barrier`` (it never opened: ``missing`` did not come), ``gate`` (nobody sent its event), ``never_ran``
-    (a step that ran in no deployment), ``unfinished`` (deployments that never end). ``name`` is the barrier's, the
-    event's or the step's.
+    ``kind``: ``not_started`` (too few deployments could be prepared), ``barrier`` (it never opened: ``missing`` did not
+    come), ``gate`` (nobody sent its event), ``never_ran`` (a step that ran in no deployment), ``unfinished``
+    (deployments that never end). ``name`` is the barrier's, the event's or the step's.
     """
 
     kind: str
@@ -79,6 +82,46 @@ class Finding:
         return self.message
 
 
+class Timeline(tuple[Row, ...]):
+    """Every change of state, in the order of time. Printed, it is a table of the first and the last of them."""
+
+    __slots__ = ()
+
+    def of(self, deployment: str | None = None, step: str | None = None) -> Timeline:
+        """Those of a deployment, of a step, or of both."""
+        return Timeline(
+            row
+            for row in self
+            if (deployment is None or row.deployment == deployment) and (step is None or row.step == step)
+        )
+
+    def _cells(self) -> list[list[object]]:
+        cut = len(self) - SHOWN
+        if cut <= 0:
+            return [_cells(row) for row in self]
+        half = SHOWN // 2
+        gap: list[object] = ["…", f"{cut} more", "", "", "", ""]
+        return [*map(_cells, self[:half]), gap, *map(_cells, self[-half:])]
+
+    def __repr__(self) -> str:
+        return table(_TIMELINE, self._cells())
+
+    def _repr_html_(self) -> str:
+        return html_table(_TIMELINE, self._cells(), caption=counted(len(self), "change") + " of state")
+
+
+_TIMELINE = ("at", "deployment", "step", "state", "reason", "message")
+
+
+def _cells(row: Row) -> list[object]:
+    step = row.step or ""
+    if row.iteration is not None:
+        step += f"[{row.iteration}]"
+    if row.attempt > 1:
+        step += f", attempt {row.attempt}"
+    return [f"{row.at:.3f} s", row.deployment, step, row.state, row.reason, row.message]
+
+
 class Simulation:
     """What an experiment would do. Printed, it is a table with the findings first; in a notebook, HTML."""
 
@@ -86,23 +129,16 @@ class Simulation:
         self,
         name: str,
         seed: int,
+        state: ExperimentState,
         deployments: Mapping[str, SimulatedDeployment],
-        timeline: tuple[Row, ...],
+        timeline: Timeline,
         findings: tuple[Finding, ...],
     ) -> None:
         self.name, self.seed = name, seed
+        self.state = state  # how the experiment ended; not terminal if it never would
         self.deployments = deployments
         self.timeline = timeline
         self.findings = findings
-
-    @property
-    def state(self) -> ExperimentState:
-        """How the experiment ended; ``running`` if it never would."""
-        states = [one.state for one in self.deployments.values()]
-        if not all(state.terminal for state in states):
-            return ExperimentState.RUNNING
-        well = all(state is DeploymentState.SUCCEEDED for state in states)
-        return ExperimentState.SUCCEEDED if well else ExperimentState.FAILED
 
     @property
     def results(self) -> Mapping[str, Mapping[str, SimulatedStep]]:

@@ -11,8 +11,11 @@ only while it waits for one, which no step can tell from having had them before.
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import gc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +26,16 @@ from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import DefinitionError
 from fieldlab_common.events import BARRIER, DEPLOYMENT, Event
 from fieldlab_common.experiment import Experiment
-from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import StepRecord
 from fieldlab_common.resolve import resolve
 from fieldlab_executor import machine as m
 
 from fieldlab.here import this_node
 from fieldlab.ship import PYTHON, Blobs, Shipment, require_sound
-from fieldlab.simulated import Row, SimulatedStep, Simulation
-from fieldlab.stage import Stage, topic_of
-from fieldlab.standins import Answer, Duration, Name, Outcome, StandIns
+from fieldlab.simulated import Row, SimulatedStep, Simulation, Timeline
+from fieldlab.stage import Away, Settings, Stage, topic_of
+from fieldlab.standins import Answer, Duration, Name, Outcome, StandIn, StandIns
 from fieldlab.virtual import Network
 
 __all__ = ["MAX_CALLS", "simulate"]
@@ -40,7 +43,6 @@ __all__ = ["MAX_CALLS", "simulate"]
 MAX_CALLS = 5_000_000  # things that happen in one simulation; one that would take more is cut there, and says so
 STOP_SECONDS = 0.1  # from a request to stop to the end of an attempt
 
-_D = DeploymentState
 _OK, _FAILED = StepState.SUCCEEDED, StepState.FAILED
 
 
@@ -54,7 +56,10 @@ def simulate(
     events: Mapping[str, float | str] | None = None,
     network: Network | None = None,
     lost: Mapping[str, float | str] | int = 0,
+    unreachable: Mapping[str, Away] | int = 0,
+    preparing: Mapping[str, Duration] | None = None,
     skew: Mapping[str, float] | float = 0.0,
+    submitted: dt.datetime | None = None,
     horizon: float | str = "7d",
 ) -> Simulation:
     """Play the control flow of ``experiment`` on a virtual clock; no user code runs, and nothing is sent.
@@ -63,8 +68,13 @@ def simulate(
     probability of success, or a list with one for each attempt; both by step, task, ``(deployment, step)`` or ``"*"``.
     Undefined steps succeed after 1 to 10 s. ``answers`` are for conditions: ``{"trace.when": 0.3, "probe.until":
     False, "fetch.retry_if": True, "sizes.length": 20}``. ``events``: when a person, or a task, sends which event.
-    ``lost``: when which deployment's node goes silent for good, or how many do, drawn. ``skew``: how many seconds a
-    deployment's clock is ahead, or the most by which each is off, drawn. It ends at ``horizon`` if not before.
+
+    ``lost``: when which deployment's node goes silent for good, or how many do, drawn. ``unreachable``: from when to
+    when which one cannot be reached, ``(from, to)`` or a list of those; or how many. ``preparing``: how long which
+    deployment's (or ``"*"``) preparation takes, or ``"failed"``; ``min_nodes`` is then as it is with a director.
+    ``skew``: how many seconds a deployment's clock is ahead, or the most by which each is off, drawn. ``submitted``:
+    when second 0 is, for an experiment with ``start_at``; by default that very time. It ends at ``horizon`` if not
+    before.
 
     Raises:
         PlanError: the experiment cannot run as it is.
@@ -89,14 +99,41 @@ def simulate(
         rng = random.Random(f"{seed}/deployment/{deployment.name}")
         return _Executor(deployment, stage, objects, stand_ins, rng)
 
-    stage = Stage(resolution.deployments, player, seed=seed, network=network or {}, lost_after=experiment.lost_after)
+    settings = _settings(experiment, submitted)
+    stage = Stage(resolution.deployments, player, seed=seed, network=network or {}, settings=settings)
     stage.plan_events(events or {})
     stage.plan_clocks(skew)
     stage.plan_losses(lost)
-    whole = stage.run(parse_duration(horizon), MAX_CALLS)
-    ended = stage.ended()
+    stage.plan_silences(unreachable)
+    stage.plan_preparation(preparing or {})
+    with _uncollected():
+        whole = stage.run(parse_duration(horizon), MAX_CALLS)
+        ended = stage.ended()
     findings = stage.findings(ended, whole)
-    return Simulation(experiment.name, seed, ended, tuple(stage.rows), tuple(findings))
+    return Simulation(experiment.name, seed, stage.state, ended, Timeline(stage.rows), tuple(findings))
+
+
+def _settings(experiment: Experiment, submitted: dt.datetime | None) -> Settings:
+    start_at = None
+    if submitted is not None and submitted.tzinfo is None:
+        raise DefinitionError("submitted has no time zone.", advice="Use datetime(..., tzinfo=...).")
+    if experiment.start_at is not None and submitted is not None:
+        start_at = (experiment.start_at - submitted).total_seconds()
+    return Settings(lost_after=experiment.lost_after, min_nodes=experiment.min_nodes, start_at=start_at)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles away: nearly all that is made stays until the end, and looking through it again and
+    again would take a third of the time. ``MAX_CALLS`` bounds what there can be.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Objects:
@@ -129,23 +166,28 @@ class _Objects:
 # --- the executor's side ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Attempt:
-    """One attempt that runs; ``look``: it waits for events of ``topics``, until this gives its outcome."""
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A step, what stands in for it, and what became of it."""
 
-    key: m.Key
-    topics: tuple[str, ...] = ()
-    look: Callable[[], m.Outcome | None] | None = None
-
-
-@dataclass
-class _Seen:
-    """What was reported of a step."""
-
+    spec: StepSpec
+    builtin: Barrier | Send | WaitFor | None
+    stand_in: StandIn
+    well: m.Outcome  # how an attempt ends that ends well
     attempts: int = 0
     started: float | None = None
     ended: float | None = None
     last: StepRecord | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One attempt that runs; ``look``: it waits for events of ``topics``, until this gives its outcome."""
+
+    key: m.Key
+    part: _Part
+    topics: tuple[str, ...] = ()
+    look: Callable[[], m.Outcome | None] | None = None
 
 
 @dataclass
@@ -167,30 +209,33 @@ class _Executor:
         self.offset = 0.0
         self.cursor = 0  # the number of the last event of the director's that it has
         self.told = False  # events are on their way to it
-        self.lives = True
+        self.lives = self.reachable = True
         self._stage, self._time, self._rng = stage, stage.time, rng
         self._objects, self._stand_ins = objects, stand_ins
-        self._specs = {spec.name: spec for spec in deployment.graph.steps}
         self._machine: m.Machine | None = None
+        self._parts = {spec.name: self._part(spec) for spec in deployment.graph.steps}
         self._attempts: dict[m.Key, _Attempt] = {}
-        self._timers: dict[str, object] = {}
+        self._timers: dict[str, m.SetTimer] = {}
         self._own: list[Event] = []  # sent, and not yet seen in the director's log
         self._came: set[tuple[str, str, int]] = set()
         self._outbox = _Outbox()
         self._events = 0
-        self._seen = {name: _Seen() for name in self._specs}
         self._questions = {code: (kind, spec) for spec in deployment.graph.steps for kind, code in _codes(spec)}
         self._performers: dict[type, Callable[[Any], None]] = {
-            m.StartAttempt: lambda effect: self._start(effect.key),
+            m.StartAttempt: self._start,
             m.StopAttempt: lambda effect: self._stop(effect.key, effect.signal, STOP_SECONDS),
             m.KillAttempt: lambda effect: self._stop(effect.key, 9, 0.0),
             m.SetTimer: self._set_timer,
             m.ClearTimer: self._clear_timer,
             m.Evaluate: self._evaluate,
-            m.Report: lambda effect: self._report(effect.record),
+            m.Report: self._report,
             m.Measuring: lambda effect: None,
             m.Finish: self._finish,
         }
+
+    def _part(self, spec: StepSpec) -> _Part:
+        well = m.Outcome(state=_OK, reason=Reason.RETURNED, handle=spec.name)
+        return _Part(spec, self._objects.builtin(spec.code), self._stand_ins.of(self.deployment.name, spec), well)
 
     def clock(self) -> float:
         """What the node's clock shows."""
@@ -200,14 +245,13 @@ class _Executor:
 
     def begin(self) -> None:
         """The launch came; it may come twice."""
-        if self._machine is not None or not self.lives:
+        if self._machine is not None or not self.lives or not self._stage.claim(self.deployment.name):
             return
-        self._stage.move(self.deployment.name, _D.RUNNING)
         self._machine = m.Machine(self.deployment.graph, now=self.clock())
         walltime = self.deployment.resources.walltime_seconds
         if walltime is not None:
             terminated = m.Terminated(message=f"Its walltime of {walltime:g} s is over.")
-            self._time.after(walltime, lambda: self._tell(terminated))
+            self._time.after(walltime, self._tell, terminated)
         self._perform(self._machine.start(self.clock()))
 
     def vanish(self) -> None:
@@ -222,23 +266,23 @@ class _Executor:
 
     def _tell(self, stimulus: m.Stimulus) -> None:
         if self._machine is not None and self.lives:
-            self._perform(self._machine.handle(stimulus, self.clock()))
+            self._perform(self._machine.handle(stimulus, self._time.now + self.offset))
 
     def _perform(self, effects: list[m.Effect]) -> None:
+        performers = self._performers
         for effect in effects:
-            self._performers[type(effect)](effect)
+            performers[type(effect)](effect)
 
     # --- what the machine asks for
 
     def _set_timer(self, effect: m.SetTimer) -> None:
-        mark = self._timers[effect.name] = object()
+        self._timers[effect.name] = effect
+        self._time.at(effect.at - self.offset, self._fire, effect)
 
-        def fire() -> None:
-            if self._timers.get(effect.name) is mark:
-                del self._timers[effect.name]
-                self._tell(m.TimerFired(name=effect.name))
-
-        self._time.at(effect.at - self.offset, fire)
+    def _fire(self, timer: m.SetTimer) -> None:
+        if self._timers.get(timer.name) is timer:
+            del self._timers[timer.name]
+            self._tell(m.TimerFired(name=timer.name))
 
     def _clear_timer(self, effect: m.ClearTimer) -> None:
         del self._timers[effect.name]
@@ -249,71 +293,73 @@ class _Executor:
         else:
             kind, spec = "length", self._mapped(effect)
         value = self._stand_ins.says(kind, self.deployment.name, spec, self._rng)
-        self._time.after(0.0, lambda: self._tell(m.Evaluated(id=effect.id, value=value)))
+        self._time.after(0.0, self._tell, m.Evaluated(id=effect.id, value=value))
 
     def _mapped(self, effect: m.Evaluate) -> StepSpec:
         """The step that is mapped over the value whose length is asked; of several, one of which something is said."""
         handles = [one for one in (effect.handle if effect.many else (effect.handle,)) if one is not None]
         fitting = [
             spec
-            for spec in self._specs.values()
+            for spec in (part.spec for part in self._parts.values())
             if spec.over is not None and spec.over_path == effect.path and (not handles or spec.over == handles[0])
         ]
         said = [s for s in fitting if self._stand_ins.has("length", self.deployment.name, s)]
         return (said or fitting)[0]
 
-    def _report(self, record: StepRecord) -> None:
-        now, seen = self._time.now, self._seen[record.step]
-        if seen.started is None and record.state is StepState.RUNNING:
-            seen.started = now
+    def _report(self, effect: m.Report) -> None:
+        record, now = effect.record, self._time.now
+        part = self._parts[record.step]
+        if part.started is None and record.state is StepState.RUNNING:
+            part.started = now
         if record.settled:
-            seen.last, seen.ended = record, now
-        row = (record.step, record.state, record.reason, record.attempt, record.iteration, record.message)
-        self._stage.rows.append(Row(now, self.deployment.name, *row, self.clock()))
+            part.last, part.ended = record, now
+        row = (now, self.deployment.name, record.step, record.state, record.reason, record.attempt, record.iteration)
+        self._stage.rows.append(Row._make((*row, record.message, now + self.offset)))
 
-    def _start(self, key: m.Key) -> None:
-        spec = self._specs[key.step]
-        self._seen[key.step].attempts += 1
-        attempt = self._attempts[key] = _Attempt(key)
-        match self._objects.builtin(spec.code):
-            case WaitFor():
-                self._wait_at_gate(attempt, *self._objects.arguments(spec))
-            case Barrier():
-                self._come_to_barrier(attempt, *self._objects.arguments(spec))
-            case Send():
-                self._send(key, self._objects.arguments(spec)[0], None)
-                self._end(attempt, _succeeded(key), 0.0)
+    def _start(self, effect: m.StartAttempt) -> None:
+        key = effect.key
+        part = self._parts[key.step]
+        part.attempts += 1
+        attempt = self._attempts[key] = _Attempt(key, part)
+        match part.builtin:
             case None:
-                self._stand_in(attempt, spec)
+                self._stand_in(attempt, part)
+            case WaitFor():
+                self._wait_at_gate(attempt, *self._objects.arguments(part.spec))
+            case Barrier():
+                self._come_to_barrier(attempt, *self._objects.arguments(part.spec))
+            case Send():
+                self._send(key, self._objects.arguments(part.spec)[0], None)
+                self._end(attempt, part.well, 0.0)
 
-    def _stand_in(self, attempt: _Attempt, spec: StepSpec) -> None:
-        name, key = self.deployment.name, attempt.key
-        if spec.background is not None and spec.background.announces:
-            self._time.after(STOP_SECONDS, lambda: self._tell(m.AttemptReady(key=key)))
-        well = self._stand_ins.succeeds(name, spec, key.attempt, self._rng)
-        seconds = self._stand_ins.seconds(name, spec, self._rng)
+    def _stand_in(self, attempt: _Attempt, part: _Part) -> None:
+        key, background = attempt.key, part.spec.background
+        if background is not None and background.announces:
+            self._time.after(STOP_SECONDS, self._tell, m.AttemptReady(key=key))
+        well = part.stand_in.succeeds(key.attempt, self._rng)
+        seconds = part.stand_in.seconds(self._rng)
         if seconds is not None:
-            self._end(attempt, _succeeded(key) if well else _failed(Reason.RAISED, "It failed, as told."), seconds)
+            self._end(attempt, part.well if well else _AS_TOLD, seconds)
         elif not well:
-            self._end(attempt, _failed(Reason.RAISED, "It failed, as told."), 0.0)
+            self._end(attempt, _AS_TOLD, 0.0)
 
     def _stop(self, key: m.Key, number: int | None, seconds: float) -> None:
         attempt = self._attempts.get(key)
         if attempt is None:
             return
-        signalled = number is not None and self._specs[key.step].background is None
+        signalled = number is not None and attempt.part.spec.background is None
         self._wait_no_more(attempt)
-        outcome = _failed(Reason.SIGNAL, f"Signal {number} ended it.") if signalled else _succeeded(key)
+        outcome = _failed(Reason.SIGNAL, f"Signal {number} ended it.") if signalled else attempt.part.well
         self._end(attempt, outcome, seconds)
 
     def _end(self, attempt: _Attempt, outcome: m.Outcome, seconds: float) -> None:
-        def over() -> None:
-            if self._attempts.get(attempt.key) is attempt:
-                self._wait_no_more(attempt)
-                del self._attempts[attempt.key]
-                self._tell(m.AttemptEnded(key=attempt.key, outcome=outcome))
+        self._time.after(seconds, self._over, attempt, outcome)
 
-        self._time.after(seconds, over)
+    def _over(self, attempt: _Attempt, outcome: m.Outcome) -> None:
+        if self._attempts.get(attempt.key) is attempt:
+            self._wait_no_more(attempt)
+            del self._attempts[attempt.key]
+            self._tell(m.AttemptEnded(key=attempt.key, outcome=outcome))
 
     # --- events, gates and barriers
 
@@ -353,19 +399,19 @@ class _Executor:
     def _ship(self) -> None:
         box = self._outbox
         box.sending = True
-        upto = len(box.messages)
+        self._stage.line.carry(self, self._shipped, len(box.messages))
 
-        def arrive() -> None:
-            if upto <= box.arrived:
-                return
-            new, box.arrived = box.messages[box.arrived : upto], upto
-            for message in new:
-                message()
-            box.sending = False
-            if len(box.messages) > upto:
-                self._ship()
-
-        self._stage.line.carry(arrive, lambda: self.lives)
+    def _shipped(self, upto: int) -> None:
+        """The messages up to that came to the director; they may come twice."""
+        box = self._outbox
+        if upto <= box.arrived:
+            return
+        new, box.arrived = box.messages[box.arrived : upto], upto
+        for message in new:
+            message()
+        box.sending = False
+        if len(box.messages) > upto:
+            self._ship()
 
     def _wait_at_gate(self, attempt: _Attempt, name: str, timeout: float | None, after: int) -> None:
         self._stage.gates.setdefault((name, after), []).append(self.deployment.name)
@@ -374,7 +420,7 @@ class _Executor:
             events = self._stage.log.get(name, [])[: self._stage.seen(name, self.cursor)]
             numbered = bool(events) and (events[-1].number or 0) > after
             own = any(event.name == name for event in self._own)
-            return _succeeded(attempt.key) if numbered or own else None
+            return attempt.part.well if numbered or own else None
 
         self._wait(attempt, (name,), look, timeout, f"No event {name!r} came")
 
@@ -392,7 +438,7 @@ class _Executor:
             if view.broken:
                 missing = ", ".join(view.missing_for_good)
                 return _failed(Reason.BARRIER_BROKEN, f"The barrier {name!r} can no longer fill; missing: {missing}.")
-            return _succeeded(attempt.key) if view.open else None
+            return attempt.part.well if view.open else None
 
         self._wait(attempt, (topic, DEPLOYMENT), look, timeout, f"The barrier {name!r} did not fill")
 
@@ -434,13 +480,13 @@ class _Executor:
             name: SimulatedStep(
                 name=name,
                 status=states.get(name, StepState.WAITING),
-                reason=seen.last.reason if seen.last else None,
-                message=seen.last.message if seen.last else "",
-                attempts=seen.attempts,
-                started=seen.started,
-                ended=seen.ended,
+                reason=part.last.reason if part.last else None,
+                message=part.last.message if part.last else "",
+                attempts=part.attempts,
+                started=part.started,
+                ended=part.ended,
             )
-            for name, seen in self._seen.items()
+            for name, part in self._parts.items()
         }
 
 
@@ -454,9 +500,8 @@ def _codes(spec: StepSpec) -> list[tuple[str, str]]:
     return [(kind, code) for kind, code in found.items() if code]
 
 
-def _succeeded(key: m.Key) -> m.Outcome:
-    return m.Outcome(state=_OK, reason=Reason.RETURNED, handle=key.step)
-
-
 def _failed(reason: Reason, message: str) -> m.Outcome:
     return m.Outcome(state=_FAILED, reason=reason, message=message, error=message)
+
+
+_AS_TOLD = _failed(Reason.RAISED, "It failed, as told.")

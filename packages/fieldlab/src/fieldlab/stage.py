@@ -1,44 +1,65 @@
 """The director's side of a simulation: the log of events, the deployments' states, and what was found wrong.
 
 It knows executors by what they do (``Player``), not what they are. An event is numbered once however often it comes; a
-barrier is judged by ``fieldlab_common.events.barrier_view``, over just those events of the log that it looks at.
+barrier is judged by ``fieldlab_common.events.barrier_view``, over just those events of the log that it looks at; when
+the experiment starts, what silence means and what it ends as is asked of ``fieldlab_common.course``.
 """
 
 from __future__ import annotations
 
 import bisect
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from fieldlab_common.builtin import check_event_name
+from fieldlab_common.course import (
+    CLAIM_SECONDS,
+    LAUNCHES,
+    NEVER,
+    SILENCE_SECONDS,
+    Abandon,
+    ExperimentStanding,
+    MoveExperiment,
+    after_silence,
+    decide_experiment,
+    experiment_outcome,
+    way_to,
+)
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import DefinitionError, UnknownNameError
 from fieldlab_common.events import BARRIER, DEPLOYMENT, BarrierView, Event, Member, barrier_view
-from fieldlab_common.lifecycle import DeploymentState, Reason, advance
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
 
 from fieldlab.simulated import Finding, Row, SimulatedDeployment, SimulatedStep
+from fieldlab.standins import Duration, span
 from fieldlab.text import closest, counted, listed
-from fieldlab.virtual import Line, Network, VirtualTime
+from fieldlab.virtual import Line, Network, Party, VirtualTime
 
-__all__ = ["LOST_WITHIN", "Player", "Stage", "topic_of"]
+__all__ = ["WITHIN", "Away", "Player", "Settings", "Stage", "topic_of"]
 
-LOST_WITHIN = 3600.0  # when nodes are lost whose time is drawn, in seconds
+WITHIN = 3600.0  # when nodes are lost, or cannot be reached, if that is drawn, in seconds
+EVERY = "*"
+FAILED = "failed"
 _MOST_VIEWS = 1000
 
-_D = DeploymentState
+_D, _E = DeploymentState, ExperimentState
+_TO_LAUNCH = (_D.PENDING, _D.PREPARING, _D.READY)
+
+Span: TypeAlias = tuple[float | str, float | str]
+Away: TypeAlias = Span | list[Span]
 
 
-class Player(Protocol):
+class Player(Party, Protocol):
     """An executor, as the director's side knows it."""
 
     deployment: Deployment
     offset: float
     cursor: int
     told: bool
-    lives: bool
 
     def clock(self) -> float:
         """What the node's clock shows."""
@@ -65,7 +86,7 @@ class Player(Protocol):
         ...
 
 
-@dataclass
+@dataclass(slots=True)
 class _Standing:
     """A deployment as the director knows it."""
 
@@ -73,6 +94,19 @@ class _Standing:
     reason: Reason | None = None
     message: str = ""
     ended: float | None = None
+    preparing: float = 0.0  # how long its preparation takes
+    unfit: bool = False  # it cannot be prepared
+    away: int = 0  # how many spans in which it cannot be reached have begun and not ended
+    silent_since: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Those of the experiment that the director follows; ``start_at`` in virtual seconds."""
+
+    lost_after: float
+    min_nodes: int | None = None
+    start_at: float | None = None
 
 
 class Stage:
@@ -85,7 +119,7 @@ class Stage:
         *,
         seed: int,
         network: Network,
-        lost_after: float,
+        settings: Settings,
     ) -> None:
         self.time = VirtualTime()
         self.line = Line(self.time, network, random.Random(f"{seed}/network"))
@@ -95,11 +129,14 @@ class Stage:
         self.barriers: dict[tuple[str, int | str], list[str]] = {}  # that were come to, and by whom
         self.gates: dict[tuple[str, int], list[str]] = {}  # that were waited at, and by whom
         self.numbers: dict[str, int] = {}  # of events, by key
-        self._lost_after = lost_after
+        self.state = _E.PREPARING
+        self._seed, self._settings = seed, settings
+        self._abandoned = ""
         self._rng = random.Random(f"{seed}/stage")
         self._views: dict[Any, BarrierView] = {}
         self._players = {one.name: players(self, one) for one in deployments}
         self._standing = {name: _Standing() for name in self._players}
+        self._counts = Counter(one.state for one in self._standing.values())
         self._members = tuple(
             Member(deployment=d.name, role=d.role, node=d.node.name)
             for d in (player.deployment for player in self._players.values())
@@ -111,7 +148,7 @@ class Stage:
         """Have events sent by a person."""
         for name, at in events.items():
             event = Event(name=check_event_name(name), key=f"person:{name}")
-            self.time.at(parse_duration(at), lambda event=event: self.add(event))  # type: ignore[misc]
+            self.time.at(parse_duration(at), self.add, event)
 
     def plan_clocks(self, skew: Mapping[str, float] | float) -> None:
         """Set the nodes' clocks wrong."""
@@ -121,47 +158,179 @@ class Stage:
             self._player(name, "skew").offset = float(offset)
 
     def plan_losses(self, lost: Mapping[str, float | str] | int) -> None:
-        """Have nodes go silent."""
+        """Have nodes go silent for good."""
         if isinstance(lost, int):
-            if not 0 <= lost <= len(self._players):
-                raise DefinitionError(f"lost={lost}: there are {counted(len(self._players), 'deployment')}.")
-            names = self._rng.sample(list(self._players), lost)
-            lost = {name: self._rng.uniform(0.0, LOST_WITHIN) for name in names}
+            lost = {name: self._rng.uniform(0.0, WITHIN) for name in self._drawn(lost, "lost")}
         for name, at in lost.items():
-            seconds = parse_duration(at)
-            self.time.at(seconds, self._player(name, "lost").vanish)
-            self.time.at(seconds + self._lost_after, lambda name=name: self._lose(name))  # type: ignore[misc]
+            self._player(name, "lost")
+            self.time.at(parse_duration(at), self._vanish, name)
+
+    def plan_silences(self, unreachable: Mapping[str, Away] | int) -> None:
+        """Have nodes go silent for a while: they go on, and what they say comes later."""
+        if isinstance(unreachable, int):
+            begins = {name: self._rng.uniform(0.0, WITHIN) for name in self._drawn(unreachable, "unreachable")}
+            unreachable = {name: (begin, begin + self._rng.uniform(60.0, WITHIN)) for name, begin in begins.items()}
+        for name, away in unreachable.items():
+            self._player(name, "unreachable")
+            for begin, end in _spans(name, away):
+                self.time.at(begin, self._go_silent, name)
+                self.time.at(end, self._come_back, name)
+
+    def plan_preparation(self, preparing: Mapping[str, Duration]) -> None:
+        """Set how long each deployment's preparation takes, and which cannot be prepared."""
+        for name in preparing:
+            if name != EVERY:
+                self._player(name, "preparing")
+        for name, standing in self._standing.items():
+            said = preparing.get(name, preparing.get(EVERY, 0.0))
+            standing.unfit = said == FAILED
+            low, high = (0.0, 0.0) if standing.unfit else span(said)
+            standing.preparing = random.Random(f"{self._seed}/preparing/{name}").uniform(low, high)
+
+    def _drawn(self, count: int, what: str) -> list[str]:
+        if not 0 <= count <= len(self._players):
+            raise DefinitionError(f"{what}={count}: there are {counted(len(self._players), 'deployment')}.")
+        return self._rng.sample(list(self._players), count)
 
     def _player(self, name: str, what: str) -> Player:
         if name not in self._players:
             raise UnknownNameError(f"{what}: there is no deployment {name!r}.{closest(name, self._players)}")
         return self._players[name]
 
+    # --- the course of the experiment
+
     def run(self, horizon: float, most: int) -> bool:
-        """Launch every deployment and let time pass; whether all of it came to rest."""
-        for name, executor in self._players.items():
-            for state in (_D.PREPARING, _D.READY, _D.LAUNCHING):
-                self.move(name, state)
-            self.line.carry(executor.begin, lambda: True)
+        """Prepare every deployment and let time pass; whether all of it came to rest."""
+        self._say(None, self.state)
+        for name, standing in self._standing.items():
+            self._set(name, _D.PREPARING)
+            self.time.after(standing.preparing, self._prepared, name)
         return self.time.run(horizon, most)
+
+    def _prepared(self, name: str) -> None:
+        if self._standing[name].unfit:
+            self.move(name, _D.FAILED, Reason.PREPARE_FAILED, "It could not be prepared, as told.")
+        else:
+            self.move(name, _D.READY)
+
+    def _settle(self) -> None:
+        """Do what follows for the experiment from how its deployments stand."""
+        while self.state in (_E.PREPARING, _E.READY):
+            action = decide_experiment(self._experiment(), self.time.now)
+            if isinstance(action, MoveExperiment):
+                self._move_experiment(action.state)
+            elif isinstance(action, Abandon):
+                self._abandon(action.message)
+            else:
+                if action.at < NEVER:
+                    self.time.at(action.at, self._settle)
+                break
+        found = [state for state, count in self._counts.items() if count]
+        outcome = experiment_outcome(found, cancelling=False)
+        for state in way_to(self.state, outcome) if outcome else ():
+            self._move_experiment(state)
+
+    def _experiment(self) -> ExperimentStanding:
+        return ExperimentStanding(
+            state=self.state,
+            deployments=self._counts,
+            min_nodes=self._settings.min_nodes,
+            start_requested=True,
+            start_at=self._settings.start_at,
+        )
+
+    def _move_experiment(self, state: ExperimentState) -> None:
+        self.state = advance(self.state, state)
+        self._say(None, state)
+        ready = [n for n, one in self._standing.items() if one.state is _D.READY] if state is _E.RUNNING else []
+        for name in ready:
+            self._set(name, _D.LAUNCHING)
+            self.line.carry(self._players[name], self._players[name].begin)
+            self.time.after(CLAIM_SECONDS * LAUNCHES, self._unclaimed, name)
+
+    def _abandon(self, message: str) -> None:
+        self._abandoned = message
+        for name, standing in self._standing.items():
+            if standing.state in _TO_LAUNCH:
+                self._set(name, _D.CANCELLED, Reason.CANCELLED, message)
+
+    def claim(self, name: str) -> bool:
+        """An executor asks for its deployment: whether it has it."""
+        if self._standing[name].state is not _D.LAUNCHING:
+            return False
+        self.move(name, _D.RUNNING)
+        return True
+
+    def _unclaimed(self, name: str) -> None:
+        if self._standing[name].state is _D.LAUNCHING:
+            text = f"It was launched {LAUNCHES} times, and never claimed its deployment within {CLAIM_SECONDS:g} s."
+            self.move(name, _D.FAILED, Reason.LAUNCH_FAILED, text)
+
+    # --- silence
+
+    def _vanish(self, name: str) -> None:
+        self._players[name].vanish()
+        self._begin_silence(name)
+
+    def _go_silent(self, name: str) -> None:
+        self._standing[name].away += 1
+        self._players[name].reachable = False
+        self._begin_silence(name)
+
+    def _come_back(self, name: str) -> None:
+        standing, player = self._standing[name], self._players[name]
+        standing.away -= 1
+        if standing.away or not player.lives:
+            return
+        player.reachable, standing.silent_since = True, None
+        if standing.state is _D.UNREACHABLE:
+            self.move(name, _D.RUNNING)
+        self.line.reached(player)
+
+    def _begin_silence(self, name: str) -> None:
+        standing, lost_after = self._standing[name], self._settings.lost_after
+        if standing.silent_since is None:
+            since = standing.silent_since = self.time.now
+            for seconds in sorted({min(SILENCE_SECONDS, lost_after), lost_after}):
+                self.time.after(seconds, self._still_silent, name, since, seconds)
+
+    def _still_silent(self, name: str, since: float, seconds: float) -> None:
+        standing = self._standing[name]
+        while standing.silent_since == since:
+            move = after_silence(standing.state, seconds, lost_after=self._settings.lost_after)
+            if move is None:
+                return
+            self.move(name, move.state, move.reason, move.message)
 
     # --- states and events
 
     def move(self, name: str, state: DeploymentState, reason: Reason | None = None, message: str = "") -> None:
-        """Advance a deployment, unless it has ended: terminal is terminal."""
+        """Advance a deployment, unless it has ended: terminal is terminal. What follows for the experiment is done."""
+        if not self._standing[name].state.terminal:
+            self._set(name, state, reason, message)
+            self._settle()
+
+    def _set(self, name: str, state: DeploymentState, reason: Reason | None = None, message: str = "") -> None:
         standing = self._standing[name]
-        if standing.state.terminal:
-            return
+        self._counts[standing.state] -= 1
         standing.state = advance(standing.state, state)
+        self._counts[state] += 1
         standing.reason, standing.message = reason, message
         standing.ended = self.time.now if state.terminal else None
-        clock = self._players[name].clock()
-        self.rows.append(Row(self.time.now, name, None, state, reason, message=message, clock=clock))
+        self._say(name, state, reason, message)
         data = {"deployment": name, "state": state.value, "reason": reason.value if reason else None}
-        self.add(Event(name=DEPLOYMENT, data=data, sent_at=self.time.now, key=f"director:{name}:{state.value}"))
+        key = f"director:{name}:{len(self.numbers)}"
+        self.add(Event(name=DEPLOYMENT, data=data, sent_at=self.time.now, key=key))
 
-    def _lose(self, name: str) -> None:
-        self.move(name, _D.LOST, Reason.SILENT, f"Nothing was heard of it for {self._lost_after:g} s.")
+    def _say(
+        self,
+        name: str | None,
+        state: DeploymentState | ExperimentState,
+        reason: Reason | None = None,
+        message: str = "",
+    ) -> None:
+        clock = self.time.now if name is None else self._players[name].clock()
+        self.rows.append(Row(self.time.now, name, None, state, reason, message=message, clock=clock))
 
     def add(self, event: Event) -> None:
         """Number an event, unless it is known, and tell those who wait for it."""
@@ -178,8 +347,7 @@ class Stage:
         if executor.told or not any(self._last(topic) > executor.cursor for topic in executor.topics()):
             return
         executor.told = True
-        upto = len(self.numbers)
-        self.line.carry(lambda: executor.receive(upto), lambda: executor.lives)
+        self.line.carry(executor, executor.receive, len(self.numbers))
 
     def _last(self, topic: str) -> int:
         events = self.log.get(topic)
@@ -228,7 +396,14 @@ class Stage:
                 names = self._ordered(who)
                 text = f"Nobody opens the gate {name!r}: {listed(names, 4)} waited for an event that nobody sent."
                 found.append(Finding(kind="gate", name=name, message=text, deployments=names))
-        return [*found, *_never_ran(ended), *self._unfinished(whole)]
+        idle = [] if self._abandoned else _never_ran(ended)
+        return [*self._not_started(), *found, *idle, *self._unfinished(whole)]
+
+    def _not_started(self) -> list[Finding]:
+        if not self._abandoned:
+            return []
+        failed = tuple(name for name, one in self._standing.items() if one.state is _D.FAILED)
+        return [Finding(kind="not_started", name="", message=self._abandoned, deployments=failed)]
 
     def _unfilled(self, name: str, parties: int | str, who: list[str]) -> Finding | None:
         view = self.barrier(name, parties, len(self.numbers), ())
@@ -284,3 +459,16 @@ def topic_of(event: Event) -> str:
     if event.name == DEPLOYMENT and not DeploymentState(event.data["state"]).terminal:
         return f"{DEPLOYMENT}:under way"  # no barrier's fate depends on it
     return event.name
+
+
+def _spans(name: str, away: Away) -> list[tuple[float, float]]:
+    """The spans of time in which a node is away."""
+    found = []
+    for one in away if isinstance(away, list) else [away]:
+        if not isinstance(one, tuple) or len(one) != 2:
+            raise DefinitionError(f"unreachable: {one!r} of {name!r} is no (from, to).")
+        begin, end = parse_duration(one[0]), parse_duration(one[1])
+        if begin >= end:
+            raise DefinitionError(f"unreachable: {one!r} of {name!r} ends before it begins.")
+        found.append((begin, end))
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fieldlab_common.deployment import Deployment, StepSpec
 from fieldlab_common.environment import parse_duration
@@ -18,7 +18,7 @@ from fieldlab_common.errors import DefinitionError, UnknownNameError
 
 from fieldlab.text import closest
 
-__all__ = ["Answer", "Duration", "Name", "Outcome", "StandIns", "probability", "span"]
+__all__ = ["Answer", "Duration", "Name", "Outcome", "StandIn", "StandIns", "probability", "span"]
 
 Name: TypeAlias = str | tuple[str, str]
 Duration: TypeAlias = float | str | tuple[float | str, float | str]
@@ -31,6 +31,24 @@ _SECONDS = (1.0, 10.0)  # a step takes so long if nothing is said
 _CHANCES = {"when": 0.5, "until": 0.1, "retry_if": 1.0}
 _ITEMS = (1, 10)  # of a fan-out
 _WORDS = {"succeeded": 1.0, "failed": 0.0}
+
+
+class StandIn(NamedTuple):
+    """What stands in for running a step. ``bounds`` None: in the background until it is told to stop."""
+
+    bounds: tuple[float, ...] | None
+    chances: tuple[float, ...]
+
+    def succeeds(self, attempt: int, rng: random.Random) -> bool:
+        """Whether an attempt ends well."""
+        return _happens(self.chances[min(attempt, len(self.chances)) - 1], rng)
+
+    def seconds(self, rng: random.Random) -> float | None:
+        """How long an attempt takes; None: until it is told to stop."""
+        if self.bounds is None:
+            return None
+        low, high = self.bounds
+        return low if low == high else rng.uniform(low, high)
 
 
 class StandIns:
@@ -54,21 +72,20 @@ class StandIns:
         self._durations = {self._known(name, "durations"): span(value) for name, value in durations.items()}
         self._outcomes = {self._known(name, "outcomes"): _chances(value) for name, value in outcomes.items()}
         self._answers = dict(answers)
+        self._by_deployment = any(isinstance(name, tuple) for name in (*durations, *outcomes))
+        self._known_ones: dict[tuple[str, int], StandIn] = {}  # by deployment, if that counts, and the spec's id
         for name in answers:
             self._check_question(name)
 
-    def seconds(self, deployment: str, spec: StepSpec, rng: random.Random) -> float | None:
-        """How long an attempt takes; None: a background step that nothing is said of runs until it is told to stop."""
-        low_high = _find(self._durations, deployment, spec)
-        if low_high is None and spec.background is not None:
-            return None
-        low, high = low_high or _SECONDS
-        return low if low == high else rng.uniform(low, high)
-
-    def succeeds(self, deployment: str, spec: StepSpec, attempt: int, rng: random.Random) -> bool:
-        """Whether an attempt ends well."""
-        chances = _find(self._outcomes, deployment, spec) or (1.0,)
-        return _happens(chances[min(attempt, len(chances)) - 1], rng)
+    def of(self, deployment: str, spec: StepSpec) -> StandIn:
+        """What stands in for an attempt of a step."""
+        key = (deployment if self._by_deployment else "", id(spec))
+        if key not in self._known_ones:
+            bounds = _find(self._durations, deployment, spec)
+            if bounds is None and spec.background is None:
+                bounds = _SECONDS
+            self._known_ones[key] = StandIn(bounds, _find(self._outcomes, deployment, spec) or (1.0,))
+        return self._known_ones[key]
 
     def says(self, kind: str, deployment: str, spec: StepSpec, rng: random.Random) -> bool | int:
         """What a step's condition says; ``length``: how many items the list has that it is mapped over."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, Protocol, TypedDict
 
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import DefinitionError
 
 from fieldlab.standins import Duration, probability, span
 
-__all__ = ["Line", "Network", "VirtualTime"]
+__all__ = ["Line", "Network", "Party", "VirtualTime"]
 
 
 class Network(TypedDict, total=False):
@@ -34,28 +34,37 @@ class VirtualTime:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._asked = 0
 
-    def at(self, when: float, call: Callable[[], None]) -> None:
-        """Call it at ``when``, or now if that is past."""
+    def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
+        """Call it with those arguments at ``when``, or now if that is past."""
         self._asked += 1
-        heapq.heappush(self._due, (max(when, self.now), self._asked, call))
+        heapq.heappush(self._due, (when if when > self.now else self.now, self._asked, call, arguments))
 
-    def after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call it ``seconds`` from now."""
-        self.at(self.now + seconds, call)
+    def after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+        """Call it so many ``seconds`` from now."""
+        self._asked += 1
+        heapq.heappush(self._due, (self.now + seconds, self._asked, call, arguments))
 
     def run(self, until: float, most: int) -> bool:
         """Let time pass until nothing is due; false if ``until``, or the bound of ``most`` calls, came first."""
+        due, pop = self._due, heapq.heappop
         for _ in range(most):
-            if not self._due:
+            if not due:
                 return True
-            if self._due[0][0] > until:
+            if due[0][0] > until:
                 break
-            self.now, _, call = heapq.heappop(self._due)
-            call()
-        return not self._due
+            self.now, _, call, arguments = pop(due)
+            call(*arguments)
+        return not due
+
+
+class Party(Protocol):
+    """An executor, as the network knows it."""
+
+    lives: bool
+    reachable: bool
 
 
 class Line:
@@ -68,6 +77,7 @@ class Line:
                 f"network: {', '.join(sorted(wrong))} is unknown; known are {', '.join(Network.__annotations__)}."
             )
         self._time, self._rng = time, rng
+        self._held: dict[int, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {}  # by the party's id
         self._delay = span(network.get("delay", (0.01, 0.1)))
         self._drop = probability(network.get("drop", 0.0), "network: drop")
         self._double = probability(network.get("double", 0.0), "network: double")
@@ -75,13 +85,29 @@ class Line:
         if self._drop >= 1.0 or self._retry <= 0.0:
             raise DefinitionError("network: drop is below 1 and retry above 0; else nothing would ever arrive.")
 
-    def carry(self, deliver: Callable[[], None], alive: Callable[[], bool]) -> None:
-        """Have it delivered at least once, as long as its sender is ``alive`` to send it again."""
-        if not alive():
+    def carry(self, party: Party, deliver: Callable[..., None], *arguments: Any) -> None:
+        """Have it delivered at least once, from or to ``party``, as long as that lives.
+
+        What meets a party that cannot be reached is sent again when it can (``reached``).
+        """
+        if not party.lives:
             return
-        if self._drop and self._rng.random() < self._drop:
-            self._time.after(self._retry, lambda: self.carry(deliver, alive))
-            return
-        self._time.after(self._rng.uniform(*self._delay), deliver)
-        if self._double and self._rng.random() < self._double:
-            self._time.after(self._rng.uniform(*self._delay), deliver)
+        if not party.reachable:
+            self._held.setdefault(id(party), []).append((deliver, arguments))
+        elif self._drop and self._rng.random() < self._drop:
+            self._time.after(self._retry, self.carry, party, deliver, *arguments)
+        else:
+            self._time.after(self._rng.uniform(*self._delay), self._arrive, party, deliver, arguments)
+            if self._double and self._rng.random() < self._double:
+                self._time.after(self._rng.uniform(*self._delay), self._arrive, party, deliver, arguments)
+
+    def reached(self, party: Party) -> None:
+        """The party can be reached again: what was held is sent."""
+        for deliver, arguments in self._held.pop(id(party), ()):
+            self.carry(party, deliver, *arguments)
+
+    def _arrive(self, party: Party, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if party.reachable:
+            deliver(*arguments)
+        else:  # it was lost on its way
+            self.carry(party, deliver, *arguments)
