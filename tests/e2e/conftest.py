@@ -17,8 +17,18 @@ if sys.platform == "win32":
     pytest.skip("executors do not run on Windows", allow_module_level=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What nodes on this machine keep between deployments is not their user's; and they have the checkout's uv."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIELDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        uv = Path(__file__).parents[2] / ".uv" / "bin"
+        patch.setenv("PATH", os.pathsep.join([str(uv), *os.get_exec_path()]))
+        yield
+
+
 @pytest.fixture(scope="session")
-def director() -> Iterator[Embedded]:
+def director(own_cache: None) -> Iterator[Embedded]:
     """A director with the nodes a, b and c, for all tests that do not hurt it."""
     with embedded(nodes=["a", "b", "c"]) as running:
         yield running

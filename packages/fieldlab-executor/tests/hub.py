@@ -19,7 +19,7 @@ from typing import Any
 from fieldlab_common import payload, wire
 from fieldlab_common import protocol as p
 from fieldlab_common.deployment import Graph, StepSpec
-from fieldlab_common.environment import Host
+from fieldlab_common.environment import Environment, Host, Resources
 from fieldlab_common.errors import ClaimRefused
 from fieldlab_common.events import Event, Member
 from fieldlab_common.node import Node
@@ -79,14 +79,25 @@ class Bench:
 class Hub:
     """Answers one executor over a socket."""
 
-    def __init__(self, bench: Bench, *, members: tuple[Member, ...] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        members: tuple[Member, ...] | None = None,
+        environment: Environment | None = None,
+        python: str = "",
+        resources: Resources | None = None,
+        **settings: Any,
+    ) -> None:
         self.blobs = bench.blobs
         graph = self.blobs.put(wire.dumps(bench.graph()))
-        environment = p.Tagged(kind="host", body=wire.encode(Host()))
+        environment = environment or Host()
         spec = p.DeploymentSpec(
             name=DEPLOYMENT,
             node="here",
-            environment=environment,
+            environment=p.Tagged(kind=environment.kind, body=wire.encode(environment)),
+            python=python,
+            resources=resources or Resources(),
             graph=graph,
             blobs=tuple(b for b in self.blobs if b != graph),
         )

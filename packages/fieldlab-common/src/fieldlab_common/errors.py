@@ -215,14 +215,18 @@ class IllegalTransition(FieldlabError):
 
 
 class ConnectorError(FieldlabError):
-    """A connector could not do what was asked of it. ``retryable`` says whether trying again can help."""
+    """A connector could not do what was asked of it. ``retryable`` says whether trying again can help.
+
+    ``log`` is all that programs on the node said meanwhile, for the deployment's log.
+    """
 
     code = "connector"
     status = 502
 
-    def __init__(self, message: str, *, advice: str = "", transient: bool = True) -> None:
+    def __init__(self, message: str, *, advice: str = "", transient: bool = True, log: str = "") -> None:
         super().__init__(message, advice=advice, details={"transient": transient})
         self.transient = transient
+        self.log = log
 
 
 class ConfigurationError(FieldlabError):

@@ -47,11 +47,12 @@ class Job(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The job that was just tried failed. ``transient``: trying again can help."""
+    """The job that was just tried failed. ``transient``: trying again can help. ``log``: what programs said."""
 
     job: Job
     message: str
     transient: bool = True
+    log: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,12 @@
     drain DIR               ship what a dead executor left in DIR
     facts                   print what this node is, as JSON
     pack FILE               write the executor as one file, fieldlab.pyz
-    prepare --environment JSON [--python VERSION] [--cache DIR]
-                            make the environment, or find it made; print {"python": path}; its builder's output goes
-                            to standard error
+    prepare --environment JSON [--python VERSION] [--cache DIR] [--leash FD]
+                            make the environment, or find it made; print {"python": path}, or {"error": ...}; what its
+                            builders say goes to standard error; with FD: end, with all of them, when FD is closed
+    evict [--age DURATION] [--size SIZE] [--cache DIR]
+                            remove the environments that were not used for so long (FIELDLAB_CACHE_AGE, 30d), and the
+                            least recently used beyond that size (FIELDLAB_CACHE_SIZE, 10 GiB); print their keys
 
 Exit codes: 0 done, and everything is with the director; 1 failed, standard error says why; 2 bad usage; 3 the claim is
 another's, or another executor holds DIR: nothing was done; 4 not everything could be shipped: ``drain`` goes on.
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "facts": _facts,
         "pack": _pack,
         "prepare": _prepare,
+        "evict": _evict,
     }
     if not words or words[0] not in commands:
         sys.stderr.write((__doc__ or "").strip() + "\n")
@@ -143,24 +148,48 @@ def _pack(words: list[str]) -> int:
 
 
 def _prepare(words: list[str]) -> int:
-    _, options = _options(words, ["environment", "python", "cache"], 0)
+    _, options = _options(words, ["environment", "python", "cache", "leash"], 0)
     from fieldlab_common.protocol import Tagged, environment_of
     from fieldlab_common.wire import loads
 
-    from fieldlab_executor import environments
+    from fieldlab_executor import environments, preparing
 
     try:
         environment = environment_of(loads(Tagged, options.get("environment", "").encode()))
     except InvalidMessage as error:
         sys.stderr.write(f"--environment: {error}\n")
         return USAGE
-    cache = Path(options["cache"]).absolute() if options.get("cache") else None
+    preparing.guard(int(options["leash"]) if options.get("leash") else None)
 
     def log(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    python = environments.ensure(environment, python=options.get("python", ""), cache=cache, log=log)
-    print(json.dumps({"python": python}))
+    try:
+        made = environments.ensure(environment, python=options.get("python", ""), cache=_cache(options), log=log)
+    except (FieldlabError, OSError) as error:
+        print(json.dumps({"error": preparing.problem(error)}))
+        return 1
+    finally:
+        preparing.sweep()
+    made.close()
+    print(json.dumps({"python": made.python}))
+    return 0
+
+
+def _cache(options: dict[str, str]) -> Path:
+    from fieldlab_executor.cache import cache_folder
+
+    return Path(options["cache"]).absolute() if options.get("cache") else cache_folder()
+
+
+def _evict(words: list[str]) -> int:
+    _, options = _options(words, ["age", "size", "cache"], 0)
+    from fieldlab_executor.environments import shelf_of
+    from fieldlab_executor.shelf import Bounds
+
+    given = {f"FIELDLAB_CACHE_{name.upper()}": options[name] for name in ("age", "size") if options.get(name)}
+    for key in shelf_of(_cache(options)).evict(Bounds.of({**os.environ, **given}), time.time()):
+        print(key)
     return 0
 
 

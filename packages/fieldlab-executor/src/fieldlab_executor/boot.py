@@ -1,13 +1,22 @@
 """How a spawner begins: ``python -P -c BOOT DESCRIPTOR SITE``, where SITE is the folder of fieldlab's own modules.
 
-Nothing but this is imported before the hooks for forks are collected.
+Nothing but this is imported before the hooks for forks are collected. ``command`` is the executor's whole command line,
+run from such a folder, for whoever is the executor already and knows no other way to it.
 """
 
 from fieldlab_executor import forkhooks
 
-__all__ = ["BOOT", "main"]
+__all__ = ["BOOT", "command", "main"]
 
 BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from fieldlab_executor.boot import main; main()"
+_COMMAND = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from fieldlab_executor.__main__ import main; sys.exit(main())"
+)
+
+
+def command(python: str, site: str) -> list[str]:
+    """What runs the executor's command line on ``python``, with its modules in ``site``."""
+    return [python, "-P", "-c", _COMMAND, site]
 
 
 def main() -> None:

@@ -1,44 +1,42 @@
 """Makes the environment of a deployment, or finds it made: gives the interpreter on which its steps run.
 
-``Host`` is an interpreter of the node. A ``Venv`` is made once for what is asked of it: its folder is named by a digest
-of the requirements, the interpreter and the platform; it is built beside its place and renamed into it under a lock, so
-that a half-made one is never used and two executors never build the same one. Set-up commands and system packages
-belong to it and run once, when it is made.
+``Host`` is an interpreter of the node, which must have what is asked for: nothing is installed. A ``Venv`` is made once
+for what is asked of it and kept on the shelf (``shelf``) under a key: a digest of its requirements, the interpreter and
+the platform. System packages are the node's and not the environment's: they are looked for each time. Set-up commands
+belong to the environment and run once, when it is made.
 
-What builders say goes to ``log``, line by line. Requirements are the user's and may do what the user may do: commands
-of ``setup`` go to a shell because that is what they are written for.
+``find`` takes what is there, in milliseconds and without a builder or the network: so a node that is offline works with
+what it has. ``ensure`` also makes what is not.
+
+Requirements are the user's and may do what the user may do: set-up commands go to a shell, because that is what
+they are written for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 from fieldlab_common.environment import Environment, Host, Requirements, Venv
-from fieldlab_common.errors import FieldlabError, UnsupportedError
+from fieldlab_common.errors import UnsupportedError
 
+from fieldlab_executor import system
+from fieldlab_executor.builders import Builder, Log, PrepareFailed
 from fieldlab_executor.cache import cache_folder
+from fieldlab_executor.interpreters import find_python
+from fieldlab_executor.shelf import Bounds, Held, Shelf, Unavailable
 
-__all__ = ["PrepareFailed", "ensure", "find_python", "interpreters"]
+__all__ = ["BUILD_SECONDS", "Made", "PrepareFailed", "ensure", "find", "shelf_of"]
 
-Log = Callable[[str], None]
-
-MINORS = range(11, 20)
-LAST_LINES = 20
-BUILD_SECONDS = 3600.0
+BUILD_SECONDS = 1500.0  # for an environment to be made; less than a director waits for it
 PROBE_SECONDS = 60.0
 # Prints which of the named distributions an interpreter lacks.
 _LACKING = """
@@ -50,231 +48,224 @@ for name in sys.argv[1:]:
     except PackageNotFoundError:
         print(name)
 """
+_UV_PLACES = ("~/.local/bin/uv", "~/.cargo/bin/uv")  # where its installer puts it, if it is not on PATH
+# The two programs read the same setting under two names; where one is given, it is meant for whichever is there.
+_INDEX = (("UV_DEFAULT_INDEX", "UV_INDEX_URL"), ("PIP_INDEX_URL",))
 
 
-class PrepareFailed(FieldlabError):
-    """The environment could not be made; the message has the last lines of what its builder said."""
+class Made:
+    """An environment that is there: its interpreter, and the variables that a step's process has in it.
 
-    code: ClassVar[str] = "prepare_failed"
-
-
-# --- interpreters ----------------------------------------------------------------------------------------------------
-
-
-def _own_version() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _works(path: str, version: str) -> bool:
-    """Whether ``path`` is a Python of that version; a shim of a version manager may be there and not work."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        run = subprocess.run([path, "-S", "-E", "-c", code], capture_output=True, text=True, timeout=20, check=False)
-        return run.returncode == 0 and run.stdout.strip() == version
-    return False
-
-
-def find_python(version: str) -> str:
-    """The interpreter of that version (``3.12``), or any if it is empty.
-
-    Raises:
-        UnsupportedError: the node has none.
+    With them a step finds the programs of a virtual environment first. It is held, and so not removed from the shelf,
+    until it is closed.
     """
-    if not version or version == _own_version():
-        return sys.executable
-    for folder in os.get_exec_path():
-        path = os.path.join(folder, f"python{version}")
-        if os.access(path, os.X_OK) and _works(path, version):
-            return path
-    raise UnsupportedError(
-        f"The node has no Python {version}, in which the code of the tasks was written.",
-        advice=f"Install Python {version} on the node, submit from one of the node's ({', '.join(interpreters())}),"
-        " or put the tasks into a module that needs no particular version.",
-    )
+
+    def __init__(self, python: str, variables: Mapping[str, str], held: Held | None = None) -> None:
+        self.python = python
+        self.variables = {**(_activated(held.folder) if held is not None else {}), **variables}
+        self._held = held
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._held is not None:
+            self._held.close()
 
 
-def interpreters() -> list[str]:
-    """The versions of Python on the node that work, the executor's own first."""
-    found = [_own_version()]
-    for version in (f"3.{minor}" for minor in MINORS):
-        if version not in found and any(
-            os.access(path := os.path.join(folder, f"python{version}"), os.X_OK) and _works(path, version)
-            for folder in os.get_exec_path()
-        ):
-            found.append(version)
-    return found
+def shelf_of(cache: Path) -> Shelf:
+    """The shelf in a cache."""
+    return Shelf(cache / "venvs")
 
 
-# --- environments ----------------------------------------------------------------------------------------------------
-
-
-def ensure(environment: Environment, *, python: str = "", cache: Path | None = None, log: Log = print) -> str:
-    """Make the environment if it is not there; the path of its interpreter.
-
-    ``python``: the version in which the tasks' code was written; any will do if it is empty.
+def find(environment: Environment, *, python: str = "", cache: Path | None = None) -> Made | None:
+    """The environment, if all of it is there. ``python``: the version in which the tasks' code was written, or empty.
 
     Raises:
-        PrepareFailed: a builder failed, or needs what the node does not have.
+        PrepareFailed: the node as it is was asked for, and lacks something.
         UnsupportedError: the node cannot have such an environment.
     """
+    requirements = environment.requirements
     if isinstance(environment, Venv):
-        return _venv(environment, environment.python or python, cache or cache_folder(), log)
+        if system.missing(requirements.system_packages):
+            return None
+        held = shelf_of(cache or cache_folder()).find(_key(requirements, _base(environment, python)))
+        return Made(_python_of(held.folder), requirements.env, held) if held is not None else None
     if not isinstance(environment, Host):
         raise UnsupportedError(
             f"This executor cannot make a {environment.kind!r} environment.",
             advice="Use a Venv or Host environment for this node.",
         )
-    requirements = environment.requirements
     path = find_python(python)
-    _check_packages(path, requirements.packages)
-    _check_system_packages(requirements.system_packages, log, install=False)
+    _require_of_host(path, requirements)
+    return Made(path, requirements.env)
+
+
+def ensure(
+    environment: Environment,
+    *,
+    python: str = "",
+    cache: Path | None = None,
+    log: Log = print,
+    seconds: float = BUILD_SECONDS,
+) -> Made:
+    """Make the environment if it is not there. What builders say goes to ``log``; ``seconds`` is the time they have.
+
+    Raises:
+        PrepareFailed: a builder failed, or needs what the node does not have.
+        UnsupportedError: the node cannot have such an environment.
+    """
+    cache = cache or cache_folder()
+    found = find(environment, python=python, cache=cache)
+    if found is None:
+        assert isinstance(environment, Venv)  # the node as it is was found, or an error
+        found = _venv(environment, _base(environment, python), cache, log, seconds)
+    if isinstance(environment, Venv):
+        for key in shelf_of(cache).evict(Bounds.of(os.environ), time.time()):
+            log(f"Removed environment {key}: it was not used for long, or took up room that was needed.")
+    return found
+
+
+# --- the node as it is -----------------------------------------------------------------------------------------------
+
+
+def _require_of_host(python: str, requirements: Requirements) -> None:
     if requirements.setup:
         raise PrepareFailed("The tasks have setup commands, and Host runs none.", advice="Use env=fl.Venv().")
-    return path
-
-
-def _key(environment: Venv, python: str) -> str:
-    requirements = environment.requirements
-    content = {
-        "python": os.path.realpath(python),
-        "version": sys.version if python == sys.executable else "",
-        "platform": sysconfig.get_platform(),
-        "packages": requirements.packages,
-        "system": requirements.system_packages,
-        "setup": requirements.setup,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _venv(environment: Venv, version: str, cache: Path, log: Log) -> str:
-    base = find_python(version)
-    place = cache / "venvs" / _key(environment, base)
-    python = place / "bin" / "python"
-    if (place / ".complete").exists() and os.access(python, os.X_OK):
-        return str(python)
-    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(place.with_suffix(".lock")):
-        if not ((place / ".complete").exists() and os.access(python, os.X_OK)):
-            shutil.rmtree(place, ignore_errors=True)
-            try:
-                _build(place, base, environment.requirements, log)
-            except BaseException:
-                shutil.rmtree(place, ignore_errors=True)
-                raise
-    return str(python)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _build(place: Path, base: str, requirements: Requirements, log: Log) -> None:
-    """Make the venv in its place: scripts in it name their interpreter, so it stays; ``.complete`` is last."""
-    _check_system_packages(requirements.system_packages, log, install=True)
-    uv = shutil.which("uv")
-    python = str(place / "bin" / "python")
-    if uv:
-        _run([uv, "venv", "--quiet", "--python", base, str(place)], "The virtual environment", log)
-    else:
-        making = [base, "-m", "venv", *([] if requirements.packages else ["--without-pip"]), str(place)]
-        _run(making, "The virtual environment", log, advice="On Debian and Ubuntu it takes the package python3-venv.")
-    if requirements.packages:
-        pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-        if uv:
-            pip = [uv, "pip", "install", "--python", python]
-        _run([*pip, "--", *requirements.packages], f"Installing {', '.join(requirements.packages)}", log)
-    variables = {"VIRTUAL_ENV": str(place), "PATH": f"{place / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
-    for command in requirements.setup:
-        _run(["/bin/sh", "-c", command], f"The setup command {command!r}", log, env=variables)
-    (place / ".complete").touch()
-
-
-def _run(
-    command: Sequence[str], what: str, log: Log, *, env: Mapping[str, str] | None = None, advice: str = ""
-) -> None:
-    """Run a builder; PrepareFailed with its last lines if it does not end well."""
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **(env or {})},
-        )
-    except OSError as error:
-        raise PrepareFailed(f"{what} failed: {command[0]} cannot be started: {error.strerror}.") from error
-    with process:
-        for line in process.stdout or ():
-            last.append(line.rstrip())
-            log(line.rstrip())
-    if process.returncode != 0:
-        said = "\n".join(last)
-        raise PrepareFailed(
-            f"{what} failed (exit code {process.returncode}). Its last words:\n{said}\n",
-            advice=advice,
-            details={"lines": list(last), "exit_code": process.returncode},
-        )
-
-
-# --- system packages -------------------------------------------------------------------------------------------------
-
-
-def _check_packages(python: str, wanted: tuple[str, ...]) -> None:
-    """See that the distributions are there, of whatever version: what a node has, its owner chose."""
-    names = [
-        match[0] for match in (re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", package.strip()) for package in wanted) if match
-    ]
-    if not names:
-        return
-    done = subprocess.run(
-        [python, "-c", _LACKING, *names], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
-    )
-    lacking = done.stdout.split() if not done.returncode else names
+    lacking = _lacking(python, requirements.packages)
     if lacking:
         raise PrepareFailed(
             f"The node's {python} lacks {', '.join(lacking)}, and Host installs nothing.",
             advice="Use env=fl.Venv(), or install them on the node.",
         )
-
-
-def _check_system_packages(wanted: Iterable[str], log: Log, *, install: bool) -> None:
-    """See that the system packages are there; install them with apt-get where this process may."""
-    missing = [name for name in wanted if not _is_installed(name)]
-    if not missing:
-        return
-    names = " ".join(missing)
-    apt = shutil.which("apt-get")
-    if not install or apt is None or os.geteuid() != 0:
-        why = "Host installs nothing" if not install else "this needs apt-get and root"
+    if missing := " ".join(system.missing(requirements.system_packages)):
         raise PrepareFailed(
-            f"The node lacks the system packages {names}, and {why}.",
-            advice=f"Ask the node's owner for: apt-get install {names}",
+            f"The node lacks the system packages {missing}, and Host installs nothing.",
+            advice=f"Use env=fl.Venv() where the executor is root, or ask the node's owner: apt-get install {missing}",
         )
-    variables = {"DEBIAN_FRONTEND": "noninteractive"}
-    command = [apt, "install", "--yes", "--no-install-recommends", "--", *missing]
+
+
+def _lacking(python: str, wanted: tuple[str, ...]) -> list[str]:
+    """The distributions that are not there, of whatever version: what a node has, its owner chose."""
+    names = [
+        match[0] for match in (re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", package.strip()) for package in wanted) if match
+    ]
+    if not names:
+        return []
+    done = subprocess.run(
+        [python, "-c", _LACKING, *names], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+    )
+    if done.returncode:
+        said = "".join(done.stderr.splitlines()[-1:])
+        raise PrepareFailed(f"The node's {python} cannot be asked for its packages: {said}")
+    return done.stdout.split()
+
+
+# --- virtual environments --------------------------------------------------------------------------------------------
+
+
+def _base(environment: Venv, python: str) -> str:
+    if environment.python and python and environment.python != python:
+        raise PrepareFailed(
+            f"The environment is to have Python {environment.python}, and the code of the tasks travels for {python}.",
+            advice=f"Leave out python=, submit from Python {environment.python}, or put the tasks into a module.",
+        )
+    return find_python(environment.python or python)
+
+
+def _key(requirements: Requirements, python: str) -> str:
+    content = {
+        "python": os.path.realpath(python),
+        "platform": sysconfig.get_platform(),
+        "packages": requirements.packages,
+        "system": requirements.system_packages,
+        "setup": requirements.setup,
+        "env": dict(requirements.env),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _venv(environment: Venv, base: str, cache: Path, log: Log, seconds: float) -> Made:
+    requirements, shelf = environment.requirements, shelf_of(cache)
+    builder = Builder(log, cache, seconds)
+    if missing := system.missing(requirements.system_packages):
+        system.install(missing, builder)
+
+    def waits() -> None:
+        log("Another process uses or makes this environment; waiting for it.")
+
+    what = (*requirements.packages, *requirements.setup)
     try:
-        _run(command, f"Installing {names}", log, env=variables)
-    except PrepareFailed:  # a fresh node has no package lists, or old ones
-        _run([apt, "update"], "Reading the package lists", log, env=variables)
-        _run(command, f"Installing {names}", log, env=variables)
+        held = shelf.make(
+            _key(requirements, base),
+            lambda place: _build(place, base, requirements, builder),
+            what,
+            seconds=seconds,
+            waits=waits,
+        )
+    except Unavailable as error:
+        raise PrepareFailed(f"The environment could not be made: {error}.", transient=True) from error
+    return Made(_python_of(held.folder), requirements.env, held)
 
 
-def _is_installed(name: str) -> bool:
-    """Whether the package, or a program of that name, is there."""
-    if shutil.which(name):
-        return True
-    query = shutil.which("dpkg-query")
-    if query is None or platform.system() != "Linux":
-        return False
-    command = [query, "--show", "--showformat=${db:Status-Status}", "--", name]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return run.returncode == 0 and run.stdout.strip() == "installed"
+def _python_of(folder: Path) -> str:
+    return str(folder / "bin" / "python")
+
+
+def _activated(folder: Path) -> dict[str, str]:
+    return {
+        "VIRTUAL_ENV": str(folder),
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+    }
+
+
+def _build(place: Path, base: str, requirements: Requirements, builder: Builder) -> None:
+    uv = _uv()
+    variables = {"UV_PYTHON_DOWNLOADS": "never", **_index_variables(os.environ)}
+    if uv:
+        builder.run([uv, "venv", "--quiet", "--python", base, str(place)], "Making the environment", env=variables)
+        installer = [uv, "pip", "install", "--python", _python_of(place)]
+    else:
+        installer = _plain_venv(place, base, builder, pip=bool(requirements.packages))
+    if requirements.packages:
+        what = f"Installing {', '.join(requirements.packages)}"
+        builder.run([*installer, "--", *requirements.packages], what, env=variables)
+    activated = {**_activated(place), **requirements.env}
+    for command in requirements.setup:
+        builder.run(["/bin/sh", "-c", command], f"The setup command {command!r}", env=activated)
+
+
+def _plain_venv(place: Path, base: str, builder: Builder, *, pip: bool) -> list[str]:
+    """Make it with what comes with Python; the command that installs into it."""
+    own = pip and _has(base, "ensurepip")
+    making = [base, "-m", "venv", *([] if own else ["--without-pip"]), str(place)]
+    builder.run(making, "Making the environment", advice="On Debian and Ubuntu it takes the package python3-venv.")
+    quiet = ["--no-input", "--disable-pip-version-check"]
+    if own or not pip:
+        return [_python_of(place), "-m", "pip", "install", *quiet]
+    if not _has(base, "pip"):
+        raise PrepareFailed(
+            f"The node has neither uv nor a pip for {base}, so no packages can be installed.",
+            advice="Install uv on the node, or (Debian, Ubuntu) the package python3-venv.",
+        )
+    return [base, "-m", "pip", "--python", _python_of(place), "install", *quiet]
+
+
+def _has(python: str, module: str) -> bool:
+    """Whether that interpreter has a module; Debian leaves some of the standard ones out."""
+    code = f"import sys, importlib.util; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    done = subprocess.run([python, "-c", code], capture_output=True, timeout=PROBE_SECONDS, check=False)
+    return done.returncode == 0
+
+
+def _uv() -> str | None:
+    return shutil.which("uv") or next(
+        (path for path in map(os.path.expanduser, _UV_PLACES) if os.access(path, os.X_OK)), None
+    )
+
+
+def _index_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The package index that is set for one of uv and pip, for the other."""
+    for names, others in (_INDEX, _INDEX[::-1]):
+        given = next((environ[name] for name in names if environ.get(name)), "")
+        if given and not any(environ.get(other) for other in others):
+            return {others[0]: given}
+    return {}

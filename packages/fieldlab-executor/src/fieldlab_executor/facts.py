@@ -15,7 +15,7 @@ from typing import Any
 
 from fieldlab_common.node import Node
 
-from fieldlab_executor import environments
+from fieldlab_executor.interpreters import interpreters
 
 __all__ = ["addresses", "facts"]
 
@@ -33,7 +33,7 @@ def facts(name: str = "") -> Node:
         name=name or platform.node() or "localhost",
         architecture=f"{'darwin' if system == 'macos' else system}/{cpu}",
         os=system,
-        python=tuple(environments.interpreters()),
+        python=tuple(interpreters()),
         environments=("host", "venv"),
         properties={key: value for key, value in _properties().items() if value not in (None, "", [])},
     )

@@ -24,7 +24,9 @@ from fieldlab_common.lifecycle import DeploymentState, Reason
 from fieldlab_common.protocol import ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
 from fieldlab_common.wire import loads
 
-from fieldlab_executor import processes
+from fieldlab_executor import boot, environments, processes
+from fieldlab_executor.builders import PrepareFailed
+from fieldlab_executor.environments import Made
 from fieldlab_executor.journal import Journal
 from fieldlab_executor.link import (
     Acked,
@@ -46,6 +48,7 @@ __all__ = ["FAILED", "REFUSED", "UNSHIPPED", "Busy", "Session", "drain", "locked
 FAILED, REFUSED, UNSHIPPED = 1, 3, 4  # exit codes; 0: everything is with the director, 2: bad usage
 CLAIM_SECONDS = 600.0
 FETCH_SECONDS = 3600.0
+PREPARE_SECONDS = environments.BUILD_SECONDS + 60.0
 DRAIN_SECONDS = 6 * 3600.0
 HURRY_SECONDS = 10.0  # to ship what is left, once the executor was told to stop
 
@@ -72,10 +75,10 @@ def locked(folder: Path) -> int:
 
 
 class _Ready:
-    """What the first part of a run found: the claim, the graph, and the interpreter to run on."""
+    """What the first part of a run found: the claim, the graph, and the environment to run in."""
 
-    def __init__(self, claim: Claim, graph: Graph, python: str) -> None:
-        self.claim, self.graph, self.python = claim, graph, python
+    def __init__(self, claim: Claim, graph: Graph, made: Made) -> None:
+        self.claim, self.graph, self.made = claim, graph, made
 
 
 class Session:
@@ -89,6 +92,7 @@ class Session:
         self._code = 0
         self._told_to_stop = False
         self._ended = False
+        self._made: Made | None = None
         self._steps: dict[int, str] = {}  # control records that were not acknowledged: of which step
         self._watch_signals()
         processes.become_subreaper()
@@ -111,6 +115,8 @@ class Session:
             self._supervisor.stop()
             self._link.close()
             self._journal.close()
+            if self._made is not None:
+                self._made.close()
         return self._code
 
     # --- the beginning, in its own thread
@@ -144,20 +150,22 @@ class Session:
             self._link.fetch_blob(digest, str(blobs / digest), timeout=FETCH_SECONDS)
         return loads(Graph, (blobs / claim.deployment.graph).read_bytes())
 
-    def _prepare(self, claim: Claim) -> str:
-        environment = environment_of(claim.deployment.environment)
-        if environment.kind == "host" and not environment.requirements.system_packages and self._own_python(claim):
-            return sys.executable
-        from fieldlab_executor import environments
+    def _prepare(self, claim: Claim) -> Made:
+        """The environment; one that is not there is made, and what its builders say stands in the deployment's log."""
+        environment, python = environment_of(claim.deployment.environment), claim.deployment.python
+        found = environments.find(environment, python=python)
+        if found is None:
+            from fieldlab_executor import preparing
 
-        def log(line: str) -> None:
-            self._loop.call(lambda: self._supervisor.remark(line))
+            command = boot.command(sys.executable, self._site)
+            preparing.Preparation(command, environment, python, self._remark).wait(PREPARE_SECONDS)
+            found = environments.find(environment, python=python)
+        if found is None:
+            raise PrepareFailed("The environment was made, and was not there any more when it was to be used.")
+        return found
 
-        return environments.ensure(environment, python=claim.deployment.python, log=log)
-
-    @staticmethod
-    def _own_python(claim: Claim) -> bool:
-        return claim.deployment.python in ("", _version(2))
+    def _remark(self, line: str) -> None:
+        self._loop.call(lambda: self._supervisor.remark(line))
 
     def _not_claimed(self, error: FieldlabError) -> None:
         refused = isinstance(error, ClaimRefused | AuthenticationError)
@@ -173,7 +181,8 @@ class Session:
     def _begin(self, ready: _Ready) -> None:
         if self._ended:
             return
-        self._supervisor.warm_up(ready.python, self._site)
+        self._made = ready.made
+        self._supervisor.warm_up(ready.made.python, self._site, ready.made.variables)
         offset = self._link.clock_offset
         clock = (offset.offset, offset.bound) if offset is not None else (0.0, float("inf"))
         self._supervisor.begin(ready.claim, ready.graph, clock)

@@ -129,12 +129,13 @@ class Supervisor:
 
     # --- beginning
 
-    def warm_up(self, python: str, site: str) -> None:
-        """Start the spawner on ``python``; its modules are in the folder ``site``."""
-        if self._command == (python, site) and self._pool.pid:
+    def warm_up(self, python: str, site: str, variables: Mapping[str, str] | None = None) -> None:
+        """Start the spawner on ``python``, with more ``variables``; its modules are in the folder ``site``."""
+        if self._command == (python, site) and not variables and self._pool.pid:
             return
         self._stop_spawner()
         self._command = (python, site)
+        self._env = {**self._env, **(variables or {})}
         self._pool.start([python], site, self._env)
 
     def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:

@@ -35,7 +35,7 @@ from fieldlab_common import protocol as p
 from fieldlab_common import wire
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
-from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnsupportedError
+from fieldlab_common.errors import DefinitionError, InvalidMessage, UnsupportedError
 from fieldlab_common.events import Event
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.lifecycle import DeploymentState, Reason
@@ -55,7 +55,6 @@ _D = DeploymentState
 STOP_SECONDS = 30.0  # for a cancelled executor to end what runs; then it is killed, and sweeps what is left
 KILL_SECONDS = 5.0
 SETTLE_SECONDS = 10.0  # for the executors of a run that has ended to leave by themselves
-PREPARE_SECONDS = 900.0  # for an environment to be made
 
 
 @overload
@@ -162,7 +161,7 @@ class LocalSource:
         self._end = weakref.finalize(self, _end, self._carrier, self._folder if folder is None else None)
 
     def launch(self) -> None:
-        """Prepare and start every deployment; those whose environment takes long do not hold the others up."""
+        """Start every deployment; each executor makes its environment itself, and holds no other up with it."""
         for deployment in self._shipment.resolution.deployments:
             folder = self._folder / "deployments" / deployment.name
             self._carrier.launch(self._shipment.name, deployment, folder)
@@ -245,10 +244,7 @@ class _Carrier:
             end.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._serve, name="fieldlab-local", daemon=True)
-        self._lock = threading.Lock()
         self._executors: dict[str, _Executor] = {}
-        self._preparing: set[str] = set()
-        self._builds: set[subprocess.Popen[bytes]] = set()
         self._closing = False
 
     # --- from other threads ---
@@ -259,13 +255,13 @@ class _Carrier:
             self._wake_out.send(b"w")
 
     def launch(self, experiment: str, deployment: Deployment, folder: Path) -> None:
-        """Start an executor; one that needs an environment first, after it was made, in a thread of its own."""
-        self.hub.move(deployment.name, _D.PREPARING)
-        if deployment.environment.kind == "host":
-            self._launch(experiment, deployment, folder)
-            return
-        self._preparing.add(deployment.name)
-        threading.Thread(target=self._prepare, args=(experiment, deployment, folder), daemon=True).start()
+        """Start an executor."""
+        name = deployment.name
+        self.hub.move(name, _D.PREPARING, _D.READY, _D.LAUNCHING)
+        try:
+            self._executors[name] = self._spawn(experiment, name, folder)
+        except OSError as error:
+            self.hub.move(name, _D.FAILED, reason=Reason.LAUNCH_FAILED, message=str(error))
 
     def start(self) -> None:
         """Begin to serve."""
@@ -278,67 +274,11 @@ class _Carrier:
 
     def close(self) -> None:
         """End every executor, at first with a request, and wait until all are gone."""
-        with self._lock:
-            self._closing = True
-            for build in self._builds:
-                build.kill()
+        self._closing = True
         if self.hub.unfinished():
             self.hub.cancel("the run was closed", ())
         self.wake()
         self.join(STOP_SECONDS + 2 * KILL_SECONDS)
-
-    # --- preparing and launching ---
-
-    def _prepare(self, experiment: str, deployment: Deployment, folder: Path) -> None:
-        try:
-            self._make_environment(deployment)
-        except FieldlabError as error:
-            self.hub.move(deployment.name, _D.FAILED, reason=Reason.PREPARE_FAILED, message=str(error))
-        else:
-            self._launch(experiment, deployment, folder)
-        finally:
-            self._preparing.discard(deployment.name)
-            self.wake()
-
-    def _make_environment(self, deployment: Deployment) -> None:
-        environment = deployment.environment
-        if environment.kind != "venv":
-            raise UnsupportedError(f"A {environment.kind} environment cannot be made here.", advice="Use a director.")
-        tagged = p.Tagged(kind=environment.kind, body=wire.encode(environment))
-        command = [*_EXECUTOR, "prepare", "--environment", wire.dumps(tagged).decode(), "--python", deployment.python]
-        with self._lock:
-            if self._closing:
-                return
-            build = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            self._builds.add(build)
-        try:
-            _, said = build.communicate(timeout=PREPARE_SECONDS)
-        except subprocess.TimeoutExpired:
-            build.kill()
-            _, said = build.communicate()
-        finally:
-            with self._lock:
-                self._builds.discard(build)
-        if build.returncode != 0:
-            lines = said.decode(errors="replace").strip().splitlines()[-5:]
-            raise UnsupportedError("The environment could not be made: " + " / ".join(lines))
-
-    def _launch(self, experiment: str, deployment: Deployment, folder: Path) -> None:
-        name = deployment.name
-        with self._lock:
-            if self._closing or self.hub.move(name, _D.READY, _D.LAUNCHING).terminal:
-                return
-            try:
-                self._executors[name] = self._spawn(experiment, name, folder)
-            except OSError as error:
-                self.hub.move(name, _D.FAILED, reason=Reason.LAUNCH_FAILED, message=str(error))
-        self.wake()
 
     def _spawn(self, experiment: str, name: str, folder: Path) -> _Executor:
         from fieldlab_executor.frames import Unpacker
@@ -367,7 +307,7 @@ class _Carrier:
 
     def _serve(self) -> None:
         try:
-            while self._executors or self._preparing:
+            while self._executors:
                 for key, mask in self._selector.select(self._patience()):
                     if key.data is None:
                         self._woken()

@@ -306,6 +306,7 @@ def _as_error(data: Any) -> ConnectorError:
         str(fields.get("message", "The connector failed.")),
         advice=str(fields.get("advice", "")),
         transient=bool(fields.get("transient", True)),
+        log=str(fields.get("log", "")),
     )
 
 
@@ -349,7 +350,8 @@ class _Server:
             text = f"{self._kind}: {method} took longer than its {message.get('deadline')} s."
             answer = {"error": {"message": text, "transient": True}}
         except ConnectorError as error:
-            answer = {"error": {"message": error.message, "advice": error.advice, "transient": error.transient}}
+            said = {"message": error.message, "advice": error.advice, "transient": error.transient, "log": error.log}
+            answer = {"error": said}
         except FieldlabError as error:
             answer = {"error": {"message": str(error), "transient": False}}
         except Exception as error:  # noqa: BLE001 - a connector is somebody's code: what it raises is an answer too

@@ -58,6 +58,7 @@ __all__ = ["LocalConnector"]
 MOST_NODES = 1000
 STOP_GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 KILL_GRACE = 5.0  # seconds for the kernel to be done with it
+BREAK_GRACE = 3.0  # seconds for a command that is broken off to end what it started
 LEAVE_GRACE = 10.0  # seconds that an executor has to leave by itself, before what it left is removed
 MOST_LOG = 1024 * 1024  # bytes of an executor's own log
 TAIL = 2000  # bytes of its end that are shown
@@ -86,6 +87,20 @@ class _Place:
     @property
     def log(self) -> Path:
         return self.root / f"{self.epoch}.log"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What came of a command: its exit code, its output, and what it said on standard error."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def tail(self) -> str:
+        """The end of what it said, for people."""
+        return self.errors.strip()[-TAIL:] or "It said nothing."
 
 
 class LocalConnector:
@@ -137,13 +152,8 @@ class LocalConnector:
         environment = json.dumps(wire.encode(request.environment))
         async with self._making:
             python = ("--python", request.python) if request.python else ()
-            output = await self._command("prepare", "--environment", environment, *python)
-        try:
-            return Prepared(prepared={"python": str(json.loads(output)["python"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConnectorError(
-                f"The executor made an environment and said {output[:200]!r} about it.", transient=False
-            ) from error
+            said = await self._run("prepare", "--environment", environment, *python)
+        return Prepared(prepared={"python": _prepared(said)})
 
     async def launch(self, request: LaunchRequest) -> Launched:
         """Start the executor, unless this epoch was started before."""
@@ -307,6 +317,13 @@ class LocalConnector:
         Raises:
             ConnectorError: it ended with an error; its last lines are in it.
         """
+        said = await self._run(*arguments)
+        if said.code != 0:
+            raise ConnectorError(f"The executor's {arguments[0]} ended with code {said.code}:\n{said.tail}")
+        return said.output
+
+    async def _run(self, *arguments: str) -> _Said:
+        """Run a command of the executor to its end; one that is broken off is told to end, and then ended."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *(self._python, self._executable, *arguments),
@@ -325,12 +342,8 @@ class LocalConnector:
             code = await process.wait()
         finally:
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        if code != 0:
-            said = errors.strip()[-TAIL:] or "It said nothing."
-            raise ConnectorError(f"The executor's {arguments[0]} ended with code {code}:\n{said}")
-        return output
+                await _break_off(process)
+        return _Said(code, output, errors)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -373,6 +386,23 @@ def _needs_work(tagged: Tagged) -> bool:
     environment = environment_of(tagged)
     wants = environment.requirements
     return bool(environment.kind != "host" or wants.packages or wants.system_packages or wants.setup)
+
+
+def _prepared(said: _Said) -> str:
+    """The interpreter that the executor's ``prepare`` answers with.
+
+    Raises:
+        ConnectorError: it answers that it could not make the environment, or nothing of use; its log is what was said.
+    """
+    try:
+        answer = json.loads(said.output)
+        if "python" in answer:
+            return str(answer["python"])
+        error = answer["error"]
+        message, advice, transient = str(error["message"]), str(error["advice"]), bool(error["transient"])
+    except (ValueError, KeyError, TypeError):
+        message, advice, transient = f"The executor's prepare ended with code {said.code}:\n{said.tail}", "", True
+    raise ConnectorError(message, advice=advice, transient=transient, log=said.errors)
 
 
 # --- files and processes ---------------------------------------------------------------------------------------------
@@ -437,6 +467,16 @@ def _locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+async def _break_off(process: asyncio.subprocess.Process) -> None:
+    """End a command and what it started: it is told to, so that it can find what got away from it, and then forced."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BREAK_GRACE):
+                await process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _ended(pid: int, seconds: float) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldlab_common.course import Abandon, ExperimentStanding, decide_experiment
-from fieldlab_common.lifecycle import DeploymentState, ExperimentState
+from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
 
 from fieldlab_director import decide as d
-from fieldlab_director.services.outcome import move
+from fieldlab_director.services.outcome import append_log, move
 from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
 from fieldlab_director.store.base import WORK, Tx, deployment_topic
@@ -97,6 +97,8 @@ def advance(tx: Tx, row: DeploymentRow, kept: Kept) -> Assignment | None:
             row = replace(row, epoch=row.epoch + 1, handle=None, attempts=0)
             seen = replace(seen, gone=False)
         else:
+            if action.reason is Reason.PREPARE_FAILED and kept.seen.failure is not None:
+                append_log(tx, row, kept.seen.failure.log)
             row = _moved(tx, row, action)
     raise RuntimeError(f"Deployment {row.name!r} does not come to rest; it is {row.state.value}.")
 

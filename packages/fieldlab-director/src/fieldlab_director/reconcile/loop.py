@@ -214,7 +214,7 @@ class Reconciler:
                 raise
             outcome = Outcome()
         except ConnectorError as error:
-            failure = d.Failure(job=given.job, message=str(error), transient=error.transient)
+            failure = d.Failure(job=given.job, message=str(error), transient=error.transient, log=error.log)
             outcome = Outcome(failure=failure)
             log.warning("job failed", job=given.job.value, deployment=given.row.name, error=str(error))
         except FieldlabError as error:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from fieldlab_common.course import experiment_outcome, way_to
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
+from fieldlab_common.protocol import Lane, LogRecord, Record
+from fieldlab_common.wire import dumps, encode
 
 from fieldlab_director.store import queries
-from fieldlab_director.store.base import Tx
+from fieldlab_director.store.base import Tx, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_deployment_state, set_experiment_state
 
-__all__ = ["give_up_artifacts", "move", "settle"]
+__all__ = ["append_log", "give_up_artifacts", "move", "settle"]
+
+_OWN_JOURNAL = "director"  # no executor's: theirs are random
+_CHUNK = 32 * 1024  # characters of a log record
 
 
 def move(
@@ -49,6 +54,19 @@ def settle(tx: Tx, experiment_id: str) -> ExperimentRow | None:
 def give_up_artifacts(tx: Tx, deployment_id: str, why: str) -> None:
     """Mark every artifact whose bytes have not come as lost, for ``why``. Bytes that come later are still taken."""
     tx.execute(queries.ALL_ARTIFACTS_LOST, guard_deployment_id=deployment_id, lost=why)
+
+
+def append_log(tx: Tx, row: DeploymentRow, text: str) -> None:
+    """Put what was said about a deployment that has no executor into its log, as the executor's own remarks are."""
+    common = {"experiment_id": row.experiment_id, "deployment_id": row.id, "journal_id": _OWN_JOURNAL}
+    records = []
+    for number, start in enumerate(range(0, len(text), _CHUNK), 1):
+        log = LogRecord(step="", text=text[start : start + _CHUNK], stream="executor")
+        data = dumps(Record(kind="log", at=tx.now, body=encode(log)))
+        records.append({**common, "lane": Lane.BULK, "number": number, "late": False, "data": data})
+    if records:
+        tx.execute_many(queries.ADD_RECORD, records)
+        tx.notify(experiment_topic(row.experiment_id))
 
 
 def _state(state: DeploymentState) -> DeploymentState:
