@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fieldlab as fl
 import pytest
+from fieldlab_executor.interpreters import interpreters
 
 PROGRAM = """
 import sys
@@ -86,6 +87,17 @@ def test_an_environment_that_cannot_be_made_fails_its_deployment_with_all_that_w
     lines = [line.text for line in run.logs(deployment="a") if line.stream == "executor"]
     assert [str(number) for number in range(1, 101)] == [line for line in lines if line.isdigit()]
     assert "the-reason" in lines
+
+
+def test_a_venv_of_another_minor_version_runs_what_needs_no_particular_one() -> None:
+    others = interpreters()[1:]
+    if not others:
+        pytest.skip("this machine has one minor version of Python only")
+    with fl.DAG("elsewhere") as dag:
+        fl.shell("python --version")().named("version")
+    run = fl.run(fl.Experiment("elsewhere").map(dag, fl.Node.dummy("a"), env=fl.Venv(python=others[0])))
+    run.wait(60, raise_on_failure=True)
+    assert run.results["a"]["version"].value.startswith(f"Python {others[0]}.")
 
 
 def _cut_off(*command: str) -> subprocess.CompletedProcess[str]:

@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 from fieldlab_common import payload, wire
-from fieldlab_common.builtin import barrier
+from fieldlab_common.builtin import barrier, shell
 from fieldlab_common.dag import DAG, background, choose
 from fieldlab_common.deployment import Graph, Need, On
-from fieldlab_common.environment import Host
+from fieldlab_common.environment import Host, Venv
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.node import Node
 from fieldlab_common.resolve import resolve
@@ -227,3 +227,48 @@ def test_conflicting_pins_of_two_tasks_are_a_problem():
 
 def test_an_empty_experiment_is_a_problem():
     assert resolve(Experiment("e"), Store(), python="3.11").problems
+
+
+def _local():
+    @task
+    def by_value(): ...
+
+    return by_value
+
+
+@pytest.mark.parametrize(
+    ("make", "environment", "has", "said"),
+    [
+        (_local, None, ["3.12"], "code travels for Python 3.11, and the node has 3.12 only"),
+        (_local, Venv(python="3.12"), ["3.11", "3.12"], "is to have Python 3.12, and code travels for 3.11"),
+        (lambda: shell("true"), Venv(python="3.13"), ["3.11", "3.12"], "is to have Python 3.13, and the node has 3.11"),
+        (lambda: shell("true"), Venv(python="3.12"), ["3.11", "3.12"], ""),
+        (lambda: shell("true"), None, ["3.12"], ""),
+        (_local, Venv(python="3.11"), [], ""),
+    ],
+)
+def test_the_version_that_is_needed_is_that_of_code_by_value_or_of_the_environment(make, environment, has, said):
+    with DAG("one") as dag:
+        make()()
+    experiment = Experiment("e").map(dag, Node.dummy("n", python=has), env=environment)
+    found = [problem.message for problem in resolve(experiment, Store(), python="3.11").problems]
+    assert len(found) == bool(said)
+    assert said in "".join(found)
+
+
+def test_a_condition_travels_by_value_whatever_its_step_does():
+    with DAG("conditional") as dag:
+        first = shell("true")()
+        shell("true")().when(first, lambda value: True)
+    node_of_another = Node.dummy("n", python=["3.12"])
+    assert resolve(Experiment("e").map(dag, node_of_another), Store(), python="3.11").problems
+
+
+@pytest.mark.parametrize(("root", "kinds"), [(True, ["venv"]), (False, []), (None, ["host"])])
+def test_system_packages_ask_for_an_environment_that_installs_them_where_it_can(root, kinds):
+    with DAG("system") as dag:
+        shell("hello", system_packages=["hello"])()
+    facts = {} if root is None else {"root": root}
+    found = resolve(Experiment("e").map(dag, Node.dummy("n", **facts)), Store(), python="3.11")
+    assert [deployment.environment.kind for deployment in found.deployments] == kinds
+    assert bool(found.problems) is (root is False)

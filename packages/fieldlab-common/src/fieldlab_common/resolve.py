@@ -89,7 +89,7 @@ class _Resolver:
         self._graphs: dict[Any, Graph] = {}
         self._specs: dict[Any, dict[str, StepSpec]] = {}  # the steps that are the same for all that pick alike
         self._codes: dict[Any, str] = {}
-        self._by_value = False
+        self._by_value: dict[int, bool] = {}
 
     def run(self) -> Resolution:
         if not len(self._experiment):
@@ -116,6 +116,8 @@ class _Resolver:
         decision = self._implementations(assignment, survey)
         environment = self._environment(assignment, decision.picked)
         self._fits(assignment, environment)
+        written = self._python if self._travels(survey, decision.picked) else ""
+        self._fits_python(assignment, environment, written)
         self._arguments(assignment, survey)
         if len(self._problems) > before:
             return
@@ -129,7 +131,7 @@ class _Resolver:
                     environment=environment,
                     resources=assignment.resources,
                     role=assignment.role,
-                    python=self._python if self._by_value else "",
+                    python=written,
                 )
             )
 
@@ -168,6 +170,8 @@ class _Resolver:
             environment, why = assignment.environment, "given"
         elif asking:
             environment, why = Venv(), f"packages or setup commands are asked for by {_some(asking)}"
+        elif needs.system_packages and assignment.node.get("root") is True:
+            environment, why = Venv(), "system packages are asked for, and the node can install them"
         else:
             environment, why = Host(), "no task asks for packages"
         if isinstance(environment, Host) and needs.packages and assignment.environment is not None:
@@ -187,11 +191,6 @@ class _Resolver:
             self._problem(
                 assignment, "unsupported", f"the node cannot run a {environment.kind} environment; it has {has}."
             )
-        if node.python and self._python not in node.python and environment.kind != "container":
-            has = ", ".join(node.python)
-            self._problem(
-                assignment, "python_version", f"code travels for Python {self._python}, and the node has {has} only."
-            )
         if isinstance(environment, Host) and environment.requirements.setup:
             self._problem(assignment, "unsupported", "there are setup commands, and Host runs none; use env=fl.Venv().")
         if environment.requirements.system_packages and node.get("root") is False:
@@ -199,6 +198,34 @@ class _Resolver:
             self._problem(
                 assignment, "unsupported", f"system packages ({names}) need root, which the node does not give."
             )
+
+    def _travels(self, survey: Survey, picked: Picked) -> bool:
+        """Whether code travels by value, for one version of Python: a function that no module has, or a condition."""
+        known = self._by_value.get(id(picked))
+        if known is None:
+            chosen = picked.implementations
+            known = any(step.name in chosen and _is_by_value(step, chosen[step.name]) for step in survey.steps)
+            self._by_value[id(picked)] = known
+        return known
+
+    def _fits_python(self, assignment: Assignment, environment: Environment, written: str) -> None:
+        """Hold that the node has the version in which code travels, and the one that the environment is to have."""
+        asked = environment.python if isinstance(environment, Venv) else ""
+        if asked and written and asked != written:
+            message = (
+                f"the environment is to have Python {asked}, and code travels for {written};"
+                f" leave out python=, submit from Python {asked}, or put the tasks into a module."
+            )
+            self._problem(assignment, "python_version", message)
+        has = assignment.node.python
+        if environment.kind == "container" or not has:
+            return
+        if written and written not in has:
+            message = f"code travels for Python {written}, and the node has {', '.join(has)} only."
+            self._problem(assignment, "python_version", message)
+        elif asked and asked not in has:
+            message = f"the environment is to have Python {asked}, and the node has {', '.join(has)} only."
+            self._problem(assignment, "python_version", message)
 
     def _arguments(self, assignment: Assignment, survey: Survey) -> None:
         facts = facts_of(assignment.node)
@@ -282,8 +309,7 @@ class _Resolver:
         task = task_of(step)
         key = (id(task), implementation.name)
         if key not in self._codes:
-            code, by_value = sendable(task, implementation)
-            self._by_value = self._by_value or by_value
+            code, _ = sendable(task, implementation)
             self._codes[key] = self._sealer.seal(code, f"task {task.task_name!r}")
         return self._codes[key]
 
@@ -294,7 +320,6 @@ class _Resolver:
         return self._sealer.seal(arguments, f"the arguments of step {step.name!r}")
 
     def _function(self, function: Callable[..., Any], what: str) -> str:
-        self._by_value = True
         return self._sealer.seal(function, what)
 
     def _retry(self, step: Step[Any], implementation: Implementation) -> Retry:
@@ -322,6 +347,12 @@ class _Resolver:
         until = step.repetition["until"]
         code = None if until is None else self._function(until, f"until of step {step.name!r}")
         return Repeat(**{**step.repetition, "until": code})
+
+
+def _is_by_value(step: Step[Any], implementation: Implementation) -> bool:
+    settings = implementation.settings
+    functions = (step.condition, step.repetition and step.repetition["until"], settings.retries and settings.retry_if)
+    return any(functions) or sendable(task_of(step), implementation)[1]
 
 
 def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:

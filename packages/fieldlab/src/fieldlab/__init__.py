@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fieldlab_common.environment import Container as Container
     from fieldlab_common.environment import Environment as Environment
     from fieldlab_common.environment import Host as Host
+    from fieldlab_common.environment import Requirements as Requirements
     from fieldlab_common.environment import Resources as Resources
     from fieldlab_common.environment import Venv as Venv
     from fieldlab_common.errors import ArgumentError as ArgumentError
@@ -156,6 +157,7 @@ __all__ = [
     "ProtocolMismatch",
     "RateLimited",
     "Reason",
+    "Requirements",
     "Resources",
     "ResultNotReady",
     "Results",
@@ -212,7 +214,7 @@ _HOMES = {
     "fieldlab_common.builtin": "arg barrier send shell wait_for",
     "fieldlab_common.context": "Artifact CommandFailed TaskContext",
     "fieldlab_common.dag": "DAG Pipeline background choose repeat",
-    "fieldlab_common.environment": "Container Environment Host Resources Venv",
+    "fieldlab_common.environment": "Container Environment Host Requirements Resources Venv",
     "fieldlab_common.errors": (
         "ArgumentError ArtifactNameError AuthenticationError BadAnswer BarrierBroken BlobMismatch "
         "ClaimRefused ConfigurationError ConnectorError CycleError DefinitionError DirectorError "

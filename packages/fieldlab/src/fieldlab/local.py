@@ -35,6 +35,7 @@ from fieldlab_common import protocol as p
 from fieldlab_common import wire
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
+from fieldlab_common.environment import Venv
 from fieldlab_common.errors import DefinitionError, InvalidMessage, UnsupportedError
 from fieldlab_common.events import Event
 from fieldlab_common.experiment import Experiment
@@ -116,10 +117,14 @@ def run(
 
 
 def _played_here(experiment: Experiment) -> Experiment:
-    """The same experiment, its nodes with the Python of this machine: that is what will run it."""
+    """The same experiment, its nodes with the Python of this machine: that is what will run it.
+
+    Which others the machine has is left open where one is asked for: its executor finds it, or says what there is.
+    """
     made = Experiment(experiment.name, reporting=experiment.reporting, lost_after=experiment.lost_after)
     for one in experiment.assignments:
-        node = replace(one.node, python=(PYTHON,))
+        asks = isinstance(one.environment, Venv) and one.environment.python
+        node = replace(one.node, python=() if asks else (PYTHON,))
         made.map(one.dag, node, role=one.role, env=one.environment, resources=one.resources, name=one.name)
     return made
 
