@@ -79,6 +79,12 @@ class Picked:
         return needs
 
     @functools.cached_property
+    def preload(self) -> tuple[str, ...]:
+        """The modules that are imported ahead for them."""
+        one_each = {id(one): one for one in self.implementations.values()}.values()
+        return tuple(dict.fromkeys(name for one in one_each for name in one.settings.preload))
+
+    @functools.cached_property
     def asking(self) -> tuple[str, ...]:
         """The steps that ask for packages or set-up commands."""
         asks = {id(i): bool(i.settings.packages or i.settings.setup) for i in self.implementations.values()}
@@ -125,12 +131,16 @@ class Survey:
         self.fields: dict[str, list[str]] = {}
         self.by_node: set[str] = set()  # the steps with an argument that is computed for each node
         self._ways: dict[int, tuple[Implementation, ...]] = {}  # by the task's id
+        self._made: dict[int, Task[Any]] = {}  # the tasks that make implementations up for each node
         for step in self.steps:
             task = task_of(step)
             if id(task) not in self._ways:
                 self._ways[id(task)] = task.implementations()
+                if type(task).implementations_for is not Task.implementations_for:
+                    self._made[id(task)] = task
             self._note(step)
-        self._open = [key for key, ways in self._ways.items() if not isinstance(ways[0].when, Always)]
+        ways = self._ways.items()
+        self._open = [key for key, one in ways if key in self._made or not isinstance(one[0].when, Always)]
         self._fixed: dict[int, _Verdict] = {}  # of the other tasks; the first node that is asked gives them
         self._decisions: dict[tuple[_Verdict, ...], Decision] = {}
         self._picked: dict[tuple[int | None, ...], Picked] = {}
@@ -146,6 +156,8 @@ class Survey:
         """What ``node`` decides."""
         if not self._decisions:
             self._fixed = {key: _ask(ways, node) for key, ways in self._ways.items() if key not in set(self._open)}
+        for key, task in self._made.items():
+            self._ways[key] = task.implementations_for(node)
         answers = tuple(_ask(self._ways[key], node) for key in self._open)
         if answers not in self._decisions:
             verdicts = self._fixed | dict(zip(self._open, answers, strict=True))

@@ -97,7 +97,8 @@ class StepSpec:
     ``needs`` and ``need`` (``all`` or ``any``) say when it may start; ``during``: background steps that must be ready,
     and still run. ``over``: it is a fan-out over the value of that step (one iteration an item), with the path into
     the value in ``over_path``. ``slot``: it counts for ``max_parallel`` (waiting steps do not). ``files``: digests of
-    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt.
+    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``keep_processes``: what it
+    leaves running ends with the deployment.
     """
 
     name: str
@@ -122,17 +123,22 @@ class StepSpec:
     isolation: str = "process"
     slot: bool = True
     files: tuple[str, ...] = ()
+    keep_processes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A DAG with everything chosen. ``bundles``: digests of the source bundles (zip files) that go on ``sys.path``."""
+    """A DAG with everything chosen. ``bundles``: digests of the source bundles (zip files) that go on ``sys.path``.
+
+    ``preload``: modules that are imported once, before steps are forked.
+    """
 
     name: str
     steps: tuple[StepSpec, ...]
     max_parallel: int | None = None
     stop_on_failure: bool = True
     bundles: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
 
     def blobs(self) -> tuple[str, ...]:
         """The digests of every blob that running the graph takes, each once, in order of first use."""

@@ -41,6 +41,7 @@ __all__ = [
     "encode_value",
     "loads_local",
     "seal",
+    "send_by_value",
     "unseal",
 ]
 
@@ -88,6 +89,11 @@ def seal(obj: Any, *, what: str) -> bytes:
 def unseal(data: bytes, resolve: Callable[[Reference], Any]) -> Any:
     """Open what ``seal`` made, on the node; ``resolve`` gives the value of each reference. Runs user code."""
     return _Unsealer(data, resolve).load()
+
+
+def send_by_value(module: types.ModuleType) -> None:
+    """Let what ``module`` defines travel as code, and not by its name: for an installed module that no node has."""
+    cloudpickle.register_pickle_by_value(module)
 
 
 def dumps_local(value: Any) -> bytes:

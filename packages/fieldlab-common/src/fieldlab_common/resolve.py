@@ -273,6 +273,7 @@ class _Resolver:
             max_parallel=dag.max_parallel,
             stop_on_failure=dag.stop_on_failure,
             bundles=self._sealer.bundles(),
+            preload=picked.preload,
         )
         self._graphs[key] = graph
         return graph
@@ -303,6 +304,7 @@ class _Resolver:
             exclusive=step.exclusives,
             slot=step.takes_slot,
             files=tuple(dict.fromkeys(files.values())),
+            keep_processes=settings.keep_processes,
         )
 
     def _code(self, step: Step[Any], implementation: Implementation) -> str:

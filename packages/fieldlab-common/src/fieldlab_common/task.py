@@ -57,7 +57,9 @@ class TaskSettings:
     """How attempts of a task are made. Times are in seconds.
 
     ``packages`` None: nothing is said about Python packages; a tuple, also an empty one, asks for a ``Venv`` if it has
-    entries. ``retry_if`` is asked with the error's text before an attempt is repeated.
+    entries. ``retry_if`` is asked with the error's text before an attempt is repeated. ``preload``: modules that are
+    imported once for all steps of the deployment, and not anew in each of their processes. ``keep_processes``: what a
+    step has started and left running ends with the deployment, and not with the step.
     """
 
     packages: tuple[str, ...] | None = None
@@ -70,6 +72,8 @@ class TaskSettings:
     retry_backoff: float = 1.0
     retry_if: Callable[[str], bool] | None = None
     cwd: str | None = None
+    preload: tuple[str, ...] = ()
+    keep_processes: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout is not None and self.timeout <= 0:
@@ -88,7 +92,7 @@ _SETTINGS = tuple(f.name for f in dataclasses.fields(TaskSettings))
 
 def _settings(given: Mapping[str, Any], base: TaskSettings | None = None) -> TaskSettings:
     values = {k: v for k, v in given.items() if v is not ...}
-    for name in ("packages", "system_packages", "setup"):
+    for name in ("packages", "system_packages", "setup", "preload"):
         if isinstance(values.get(name), str):
             raise DefinitionError(f"{name}={values[name]!r} is text; give a list of texts.")
         if values.get(name) is not None:
@@ -116,8 +120,8 @@ class Task(Generic[R]):
     """A unit of work. Subclass it for a task with settings of its own: ``run`` does the work, ``__init__`` is yours.
 
     What ``@task`` takes as keywords, a subclass has as class attributes: ``packages``, ``system_packages``, ``setup``,
-    ``env``, ``timeout``, ``retries``, ``retry_delay``, ``retry_backoff``, ``retry_if``, ``cwd``; and ``when``, a
-    selector of the nodes that can run it. Calling an instance makes a step.
+    ``env``, ``timeout``, ``retries``, ``retry_delay``, ``retry_backoff``, ``retry_if``, ``cwd``, ``preload``,
+    ``keep_processes``; and ``when``, a selector of the nodes that can run it. Calling an instance makes a step.
     """
 
     when: When = None
@@ -135,6 +139,14 @@ class Task(Generic[R]):
         """The ways to do it, in the order in which they are tried; the base one is last."""
         given = {name: getattr(type(self), name) for name in _SETTINGS if hasattr(type(self), name)}
         return (Implementation(name="", when=as_selector(self.when), call=self.run, settings=_settings(given)),)
+
+    def implementations_for(self, node: Node) -> tuple[Implementation, ...]:
+        """Those to choose from for ``node``.
+
+        A task that makes implementations up for nodes overrides it, and adds to what it gave before: an implementation
+        keeps its place, so that nodes which choose the same share it. They take the arguments of ``implementations``.
+        """
+        return self.implementations()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Step[R]:
         """Make a step that will call the task with these arguments.
@@ -183,6 +195,8 @@ class FunctionTask(Task[R], Generic[P, R]):
         retry_backoff: float = _UNSET,
         retry_if: Callable[[str], bool] | None = _UNSET,
         cwd: str | None = _UNSET,
+        preload: Sequence[str] = _UNSET,
+        keep_processes: bool = _UNSET,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Declare another way to do the task, for nodes for which ``when`` holds; tried in the order of declaration.
 
@@ -272,6 +286,8 @@ def task(
     retry_backoff: float = 1.0,
     retry_if: Callable[[str], bool] | None = None,
     cwd: str | None = None,
+    preload: Sequence[str] = (),
+    keep_processes: bool = False,
 ) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...
 def task(fn: Callable[..., Any] | None = None, /, *, when: When = None, **settings: Any) -> Any:
     """Make a task of a function.
@@ -280,6 +296,9 @@ def task(fn: Callable[..., Any] | None = None, /, *, when: When = None, **settin
     ``Venv`` unless told otherwise); ``system_packages`` and ``setup`` commands are for the node; ``env`` is added to
     the process's variables; ``timeout`` (seconds, or ``"5m"``) is for each attempt; ``retries`` more attempts follow a
     failed one, after ``retry_delay`` times ``retry_backoff`` for each further one, if ``retry_if(error text)`` agrees.
+    ``preload`` names installed modules that are slow to import (``"numpy"``): they are imported once on the node, and
+    every step's process is forked with them. ``keep_processes``: what it leaves running is not ended with the step but
+    with the deployment; for what should run beside other steps, ``fl.background`` is the better way.
     """
     unknown = settings.keys() - set(_SETTINGS)
     if unknown:

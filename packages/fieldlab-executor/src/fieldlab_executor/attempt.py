@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from fieldlab_common.errors import InvalidMessage
@@ -251,25 +251,33 @@ class Attempt:
 
     # --- its end
 
-    def exited(self, exit_: Exit, alone: bool) -> bool:
-        """The spawner reaped a process. Whether the attempt is over. ``alone``: no other attempt runs."""
+    def exited(self, exit_: Exit, alone: bool, keepers: Collection[int] = ()) -> bool:
+        """The spawner reaped a process. Whether the attempt is over.
+
+        ``alone``: no other attempt runs. ``keepers``: pids of attempts whose processes outlive them.
+        """
         if exit_.pid == self.pid:
             self.exit = exit_
             self._last_words()
         if self.exit is None or self.child is None:
             return False
-        left = [pid for pid in exit_.orphans if self._is_mine(pid, alone)]
+        left = [pid for pid in exit_.orphans if self._is_mine(pid, alone, keepers)]
         if left:
             self._end_leftovers(left)
             return False
         self._finish()
         return True
 
-    def _is_mine(self, pid: int, alone: bool) -> bool:
-        if pid in self._known or alone:
+    def _is_mine(self, pid: int, alone: bool, keepers: Collection[int]) -> bool:
+        """Whether an orphan is to be ended with this attempt."""
+        if pid in self._known:
+            return True
+        if alone and not keepers:
             return True
         one = processes.process(pid)
-        return one is not None and processes.marked(one, self.pid)
+        if one is None or any(processes.marked(one, keeper) for keeper in keepers):
+            return False
+        return alone or processes.marked(one, self.pid)
 
     def _end_leftovers(self, left: Iterable[int]) -> None:
         table = processes.processes()

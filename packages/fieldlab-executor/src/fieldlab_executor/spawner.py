@@ -153,7 +153,7 @@ def _prepare(fd: int) -> Spawner | None:
     config = json.loads(packet)
     sys.path[0:0] = [*config["path"], config["site"]]
     for name in config["preload"]:
-        with contextlib.suppress(ImportError):  # a name that only looked like a module's
+        with contextlib.suppress(Exception):  # it only looked like a module's name, or the step itself will say why
             importlib.import_module(name)
     return Spawner(control, config["root"], config["inline"])
 

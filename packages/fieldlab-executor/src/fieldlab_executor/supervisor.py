@@ -102,6 +102,7 @@ class Supervisor:
         self._oom = OutOfMemory()
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
         self._by_pid: dict[int, Attempt] = {}
+        self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
         self._handles: dict[str, dict[int, Any]] = {}  # step -> iteration -> handle
         self._ended: dict[str, StepRecord] = {}
@@ -147,7 +148,7 @@ class Supervisor:
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
         self._write_context(claim, clock)
         threading.Thread(target=self._make_folders_ahead, args=(graph,), name="folders", daemon=True).start()
-        self._preload = _modules_named_in(self.folder / "blobs", graph)
+        self._preload = [*_modules_named_in(self.folder / "blobs", graph), *graph.preload]
         self._configure()
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
         self.record("started", started)
@@ -289,6 +290,7 @@ class Supervisor:
             "artifacts": f"{self.folder}/artifacts/{place}",
             "env": spec.env,
             "cwd": spec.cwd,
+            "keep": spec.keep_processes,
         }
         try:
             job["inputs"] = self._inputs(effect.inputs)
@@ -328,6 +330,8 @@ class Supervisor:
             self._by_pid[child.pid] = attempt
             attempt.taker = None
             attempt.started = self.now()
+            if job.get("keep"):
+                self._keepers.add(child.pid)
             attempt.begin(child)
 
         attempt.taker = take
@@ -444,7 +448,7 @@ class Supervisor:
             return
         alone = all(one.exit is not None or one is attempt for one in self._by_pid.values())
         for one in list(self._by_pid.values()):
-            if (one is attempt or one.exit is not None) and one.exited(exit_, alone):
+            if (one is attempt or one.exit is not None) and one.exited(exit_, alone, self._keepers):
                 self.over(one)
 
     def over(self, attempt: Attempt) -> None:
