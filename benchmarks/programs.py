@@ -1,7 +1,6 @@
 """The programs that are timed, each in a process of its own: ``python programs.py NAME [ARGUMENT]`` prints JSON.
 
 They stand apart from what times them, so that nothing else is in memory: a parent's size is part of what a fork costs.
-``netunicorn`` runs on the interpreter of its own environment, hence nothing of fieldlab is imported up here.
 """
 
 from __future__ import annotations
@@ -13,102 +12,126 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SHORT, LONG = 100, 1100  # steps; the difference leaves out what does not grow with the chain
+import fieldlab as fl
+import peers
+
 SETTLE = 3.0  # seconds until an executor that has nothing to do is looked at
 UP = "up"
 
 
-def _difference(run: Callable[[int], float]) -> dict[str, float]:
-    run(3)
-    short, long = run(SHORT), run(LONG)
-    return {"short": short, "long": long, "per_step": (long - short) / (LONG - SHORT)}
+# --- steps ------------------------------------------------------------------------------------------------------------
 
 
-# --- chains -----------------------------------------------------------------------------------------------------------
+def steps(shape: str, isolation: str, folder: str) -> dict[str, float]:
+    """``fl.run`` of a chain or a fan-out; journals and values go to ``folder``."""
+
+    def run(count: int) -> None:
+        results = fl.run(_dag(shape, count, isolation), folder=os.path.join(folder, str(count)))
+        _require_all(results, count)
+
+    return peers.difference(run)
 
 
-def chain_fork(_: str) -> dict[str, float]:
-    """Bare fork + pipe + wait: the least that a process for each step can cost in Python."""
-
-    def run(count: int) -> float:
-        begun = time.perf_counter()
-        for _ in range(count):
-            end, start = os.pipe()
-            pid = os.fork()
-            if not pid:
-                os.write(start, b"done")
-                os._exit(0)
-            os.close(start)
-            os.read(end, 16)
-            os.close(end)
-            os.waitpid(pid, 0)
-        return time.perf_counter() - begun
-
-    return _difference(run)
-
-
-def _nothing() -> None:
-    return None
-
-
-def chain_pool(_: str) -> dict[str, float]:
-    """``ProcessPoolExecutor``, one call after another: its processes are used again."""
-    from concurrent.futures import ProcessPoolExecutor
-
-    with ProcessPoolExecutor(1) as pool:
-
-        def run(count: int) -> float:
-            begun = time.perf_counter()
-            for _ in range(count):
-                pool.submit(_nothing).result()
-            return time.perf_counter() - begun
-
-        return _difference(run)
-
-
-def chain_fieldlab(folder: str) -> dict[str, float]:
-    """``fl.run`` of a chain; journals and values go to ``folder``."""
-    import fieldlab as fl
+def _dag(shape: str, count: int, isolation: str = "process", last: Any = None) -> fl.DAG:
+    """A DAG of steps that do nothing; ``last``: a task for a step after all of them."""
 
     @fl.task
     def nothing() -> None:
         return None
 
-    def run(count: int) -> float:
-        with fl.DAG("chain") as dag:
-            last = nothing()
-            for _ in range(count - 1):
-                last = nothing().after(last)
+    settings = {} if isolation == "process" else {"isolation": isolation}
+    with fl.DAG(shape, **settings) as dag:
+        made = [nothing()]
+        for _ in range(count - 1):
+            made.append(nothing().after(made[-1]) if shape == "chain" else nothing())
+        if last is not None:
+            last().named("last").after(*(made[-1:] if shape == "chain" else made))
+    return dag
+
+
+def _require_all(results: Any, count: int) -> None:
+    ended = [results[name].status for name in results]
+    if ended.count("succeeded") != count:
+        raise SystemExit(f"only {ended.count('succeeded')} of {count} steps succeeded")
+
+
+def growth(shape: str, folder: str) -> dict[str, float]:
+    """Seconds per step up to 1,000 and up to 10,000 steps, and by how many bytes more the supervisor peaked."""
+    seconds, peaks = {}, {}
+    for count in (100, 1100, 10_100):
+        dag = _dag(shape, count, last=fl.task(_peak_of_supervisor))
         begun = time.perf_counter()
         results = fl.run(dag, folder=os.path.join(folder, str(count)))
-        seconds = time.perf_counter() - begun
-        ended = [results[name].status for name in results]
-        if ended.count("succeeded") != count:
-            raise SystemExit(f"only {ended.count('succeeded')} of {count} steps succeeded")
-        return seconds
+        seconds[count] = time.perf_counter() - begun
+        _require_all(results, count + 1)
+        peaks[count] = results["last"].value
+    return {
+        "few": (seconds[1100] - seconds[100]) / 1000,
+        "many": (seconds[10_100] - seconds[100]) / 10_000,
+        "memory": peaks[10_100] - peaks[1100],
+    }
 
-    return _difference(run)
+
+def _peak_of_supervisor() -> int:
+    """Bytes that the supervisor of this step held at most: it is the one above the one that forks."""
+
+    def field(pid: int, name: str) -> int:
+        with open(f"/proc/{pid}/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
+    return 1024 * field(field(os.getppid(), "PPid"), "VmHWM")
 
 
-def chain_netunicorn(count: str) -> dict[str, float]:
-    """netunicorn's executor with a pipeline of ``count`` tasks, without a gateway and without a heartbeat."""
-    from netunicorn.base.pipeline import Pipeline  # type: ignore[import-not-found]
-    from netunicorn.base.task import Task  # type: ignore[import-not-found]
-    from netunicorn.executor.executor import Executor  # type: ignore[import-not-found]
+# --- plans and simulations --------------------------------------------------------------------------------------------
 
-    class Nothing(Task):  # type: ignore[misc]
-        def run(self) -> None:
-            return None
 
-    executor = Executor("bench", gateway_endpoint="http://127.0.0.1:9", heartbeat=False)
-    executor.execution_graph = Pipeline([Nothing() for _ in range(int(count))], report_results=False)
+def plan(kinds: str) -> dict[str, float]:
+    """Seconds to define, check and plan a chain of 10,000 steps for 100 nodes of so many kinds."""
+
+    @fl.task
+    def work(value: object) -> int:
+        return 1
+
+    @work.implementation(when=fl.node.architecture == "linux/arm64")
+    def work_arm(value: object) -> int:
+        return 2
+
+    architectures = ["linux/amd64", "linux/arm64"][: int(kinds)]
+    nodes = [fl.Node.dummy(f"n-{i}", architecture=architectures[i % len(architectures)]) for i in range(100)]
     begun = time.perf_counter()
-    executor()
+    with fl.DAG("long") as dag:
+        last = work(0)
+        for _ in range(9_999):
+            last = work(last)
+    made = fl.plan(fl.Experiment("bench").map(dag, nodes))
     seconds = time.perf_counter() - begun
-    done = sum(map(len, executor.step_results.values()))
-    if done != int(count):
-        raise SystemExit(f"only {done} of {count} tasks ran")
-    return {"long": seconds, "per_step": seconds / int(count)}
+    if made.problems or len(made.choices) != 1_000_000:
+        raise SystemExit(f"not planned: {made.problems[:1]}")
+    return {"seconds": seconds}
+
+
+def simulate(what: str) -> dict[str, float]:
+    """Seconds to simulate 200 nodes: a ``chain`` of 500 steps, or a ``day`` with a step every minute."""
+
+    @fl.task
+    def probe() -> int:
+        return 1
+
+    with fl.DAG(what) as dag:
+        if what == "day":
+            fl.repeat(probe(), every="1m", duration="24h", on_failure="continue").after(fl.barrier("start"))
+        else:
+            last = probe()
+            for _ in range(499):
+                last = probe().after(last)
+    experiment = fl.Experiment("bench").map(dag, [fl.Node.dummy(f"n-{i}") for i in range(200)])
+    settings: dict[str, Any] = {"durations": {"probe": (1, 30)}, "outcomes": {"probe": 0.9 if what == "day" else 1.0}}
+    begun = time.perf_counter()
+    made = fl.simulate(experiment, **settings)
+    seconds = time.perf_counter() - begun
+    if made.state != "succeeded":
+        raise SystemExit(f"it {made.state}: {made.findings[:1]}")
+    return {"seconds": seconds, "changes": len(made.timeline)}
 
 
 # --- an executor ------------------------------------------------------------------------------------------------------
@@ -116,7 +139,6 @@ def chain_netunicorn(count: str) -> dict[str, float]:
 
 def one_step() -> Any:
     """A DAG of one step that does nothing."""
-    import fieldlab as fl
 
     @fl.task
     def nothing() -> None:
@@ -129,7 +151,6 @@ def one_step() -> Any:
 
 def asleep() -> Any:
     """A DAG that leaves its executor idle with one sleeping background step: what is during it waits for a timer."""
-    import fieldlab as fl
 
     @fl.task
     def idle(name: str, *, ctx: fl.TaskContext) -> None:
@@ -149,7 +170,6 @@ def asleep() -> Any:
 
 def run_one_step(folder: str) -> dict[str, float]:
     """The whole call of ``fl.run`` for one step; once before, so that the cache is warm."""
-    import fieldlab as fl
 
     def run(name: str) -> float:
         begun = time.perf_counter()
@@ -160,10 +180,22 @@ def run_one_step(folder: str) -> dict[str, float]:
     return {"seconds": run("second")}
 
 
-def idle(folder: str) -> dict[str, int]:
-    """Memory of an executor that ``fl.run`` started, over the pipe."""
-    import fieldlab as fl
+def idle(folder: str) -> None:
+    """Hold an idle executor that ``fl.run`` started, over the pipe, until the input is closed; print its process."""
+    experiment = fl.Experiment("idle").map(asleep(), fl.Node(name="here"))
+    run = fl.run(experiment, folder=folder, wait=False)
+    try:
+        run.events.wait(UP, timeout=60)
+        (supervisor,) = _children(os.getpid())
+        print(supervisor, flush=True)
+        sys.stdin.read()
+    finally:
+        run.cancel()
+        run.close()
 
+
+def idle_memory(folder: str) -> dict[str, int]:
+    """Memory of such an executor."""
     experiment = fl.Experiment("idle").map(asleep(), fl.Node(name="here"))
     run = fl.run(experiment, folder=folder, wait=False)
     try:
@@ -178,15 +210,32 @@ def idle(folder: str) -> dict[str, int]:
 
 def memory(pid: int) -> dict[str, int]:
     """Bytes that a process holds, and those of it and everything below it (Linux: proc(5))."""
-    tree = [pid]
-    for one in tree:
-        tree += _children(one)
+    tree = tree_of(pid)
     return {
         "supervisor": _field(pid, "Rss"),
         "tree": sum(_field(one, "Rss") for one in tree),
         "tree_pss": sum(_field(one, "Pss") for one in tree),
         "processes": len(tree),
     }
+
+
+def tree_of(pid: int) -> list[int]:
+    """A process, and everything below it."""
+    tree = [pid]
+    for one in tree:
+        tree += _children(one)
+    return tree
+
+
+def activity(pid: int) -> tuple[int, int]:
+    """How often threads of a process were switched to, and nanoseconds that they ran (Linux: proc(5))."""
+    wakes = ran = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as file:
+            wakes += sum(int(line.split()[1]) for line in file if "voluntary_ctxt_switches:" in line)
+        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
+            ran += int(file.read().split()[0])
+    return wakes, ran
 
 
 def _children(pid: int) -> list[int]:
@@ -203,14 +252,15 @@ def _field(pid: int, name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-PROGRAMS: dict[str, Callable[[str], Any]] = {
-    "chain-fieldlab": chain_fieldlab,
-    "chain-fork": chain_fork,
-    "chain-netunicorn": chain_netunicorn,
-    "chain-pool": chain_pool,
+PROGRAMS: dict[str, Callable[..., Any]] = {
+    "growth": growth,
     "idle": idle,
+    "idle-memory": idle_memory,
     "one-step": run_one_step,
+    "plan": plan,
+    "simulate": simulate,
+    "steps": steps,
 }
 
 if __name__ == "__main__":
-    print(json.dumps(PROGRAMS[sys.argv[1]](sys.argv[2] if len(sys.argv) > 2 else "")))
+    print(json.dumps(PROGRAMS[sys.argv[1]](*sys.argv[2:])))
