@@ -691,7 +691,7 @@ def test_a_cancel_stops_what_runs_and_cancels_what_waits() -> None:
     play.ok("r#0")
     play.fail("t")
     play.send(CancelRequested(reason="wrong site"))
-    assert play.stopping == {Key(step="a"): 15, Key(step="bg"): 15}
+    assert play.stopping == {Key(step="a"): 15, Key(step="bg"): BACKGROUND.signal}
     assert play.states == {"a": "running", "b": "cancelled", "r": "cancelled", "t": "cancelled", "bg": "running"}
     assert set(play.timers.values()) == {5.0}
     play.ok("a")
@@ -713,7 +713,7 @@ def test_a_cancel_shortens_the_grace_of_a_background_step_that_is_stopping() -> 
     play.ok("a")
     play.wait(2.0)
     play.send(CancelRequested())
-    assert play.stopping == {Key(step="bg"): 15}
+    assert play.stopping == {Key(step="bg"): BACKGROUND.signal}
     assert list(play.timers.values()) == [7.0]
     play.ok("bg")
     assert play.settled("bg").state is OK  # the first order counts

@@ -260,7 +260,8 @@ def background(step: Step[R], *, stop: int | None = None, grace: float | str = 1
     """Let a step run in the background: until nothing is ``during`` it any more.
 
     It is then asked to stop: ``ctx.stopping`` is set, and its processes get the signal ``stop`` (None: SIGTERM if the
-    task takes no context, else no signal). What is left after ``grace`` seconds is killed.
+    task takes no context, else no signal). What is left after ``grace`` seconds is killed. A timeout, a cancel and a
+    failure send the same signal (SIGTERM if there is none), so that a capture leaves a whole file; it then has 5 s.
     """
     signal = int(stop) if stop is not None else (None if step.takes_context else 15)
     step.background = Background(signal=signal, grace=parse_duration(grace), announces=step.takes_context)

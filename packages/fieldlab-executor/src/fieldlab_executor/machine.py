@@ -83,7 +83,7 @@ _OK, _FAILED, _SKIPPED, _CANCELLED = StepState.SUCCEEDED, StepState.FAILED, Step
 
 
 class Machine:
-    """Runs one graph. ``cancel_grace``: seconds between asking an attempt to stop (SIGTERM) and killing it."""
+    """Runs one graph. ``cancel_grace``: seconds between asking an attempt to stop before its time and killing it."""
 
     def __init__(self, graph: Graph, *, now: float, cancel_grace: float = 5.0) -> None:
         self._graph = graph
@@ -537,7 +537,7 @@ class Machine:
                 self._settle(step, Outcome(state=_SKIPPED, reason=reason, message=message))
             elif step.state is _R and host.state is _FAILED:
                 message = f"It ran while {host.name!r} did, which failed: {host.message}"
-                self._stop(step, Reason.EARLY_END, message, SIGTERM, self._grace)
+                self._stop(step, Reason.EARLY_END, message, _signal_of(step), self._grace)
             elif step.state is _R and not host.ready:
                 step.unready -= 1
                 if not step.unready:
@@ -591,7 +591,7 @@ class Machine:
 
     def _timed_out(self, item: Item) -> None:
         item.timed_out = True
-        self._ask_item(item, SIGTERM, self._grace)
+        self._ask_item(item, _signal_of(item.step), self._grace)
 
     def _halt(self, reason: Reason, message: str) -> None:
         """Stop everything: what runs is asked to, what waits is cancelled."""
@@ -600,16 +600,22 @@ class Machine:
         self._halted, self._halt_message = reason, message
         for step in self._steps.values():
             if not step.state.terminal:
-                self._stop(step, reason, message, SIGTERM, self._grace)
+                self._stop(step, reason, message, _signal_of(step), self._grace)
 
     def _refused(self, name: str, message: str) -> None:
         step = self._steps.get(name)
         text = f"The director refused a record of it: {message}"
         if step is not None and not step.state.terminal:
-            self._stop(step, Reason.REFUSED, text, SIGTERM, self._grace)
+            self._stop(step, Reason.REFUSED, text, _signal_of(step), self._grace)
         elif name not in self._refusals:
             self._refusals[name] = message
             if step is not None:
                 # The record that ended it may be the very one that was refused; this one stands in for it.
                 outcome = Outcome(state=_FAILED, reason=Reason.REFUSED, message=text)
                 self._do(Report(record=settled_record(step, outcome, self._now)))
+
+
+def _signal_of(step: Step) -> int:
+    """What ends it before its time: a background step knows one signal well, and leaves nothing half-written then."""
+    background = step.spec.background
+    return SIGTERM if background is None else background.signal or SIGTERM
