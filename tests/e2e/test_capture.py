@@ -1,7 +1,7 @@
 """A capture in the background leaves a file that can be read, however it comes to its end.
 
-``tcpdump`` is the real one. The stand-in keeps what it sees in memory and writes it out when it is asked to stop, by the
-one signal that it knows: what it was not left the time to write is missing.
+``tcpdump`` is the real one. The stand-in keeps what it sees in memory and writes it out when it is asked to stop, by
+the one signal that it knows: if it is killed instead, there is no file.
 """
 
 from __future__ import annotations

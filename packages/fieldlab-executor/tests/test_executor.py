@@ -3,9 +3,13 @@
 Functions of this module travel by value: the executor cannot import it.
 """
 
+import contextlib
+import ctypes
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -161,6 +165,27 @@ def raises_command_failed():
     raise CommandFailed("false ended with code 1.", exit_code=1)
 
 
+def raises_what_cannot_be_pickled():
+    raise ValueError(threading.Lock(), lambda: None)
+
+
+def write_to_the_supervisor(data):
+    """What no task should do; something else than our code may hold the descriptor, though."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            socket.socket(fileno=os.dup(int(name))).send(data)
+
+
+def gives_half_a_result():
+    write_to_the_supervisor(struct.pack("!II", 100, 100) + b"{}")
+    os._exit(0)
+
+
+def gives_no_result():
+    write_to_the_supervisor(b"\xff" * 100)
+    signal.pause()
+
+
 def floods():
     raise ValueError("x" * 1_000_000)
 
@@ -178,6 +203,9 @@ def floods():
         (lambda: sys.exit(3), Reason.EXITED, "exit code 3"),
         (lambda: sys.exit("enough"), Reason.EXITED, "exit code 1"),
         (lambda: {"lock": threading.Lock()}, Reason.BAD_RESULT, "'lock' is a _thread.lock"),
+        (raises_what_cannot_be_pickled, Reason.RAISED, "ValueError: (<unlocked _thread.lock"),
+        (gives_half_a_result, Reason.BAD_RESULT, "exit code 0 amid its result: 10 bytes came"),
+        (gives_no_result, Reason.BAD_RESULT, "is no message"),
     ],
 )
 def test_a_step_that_ends_badly_has_failed_for_its_reason(
@@ -198,6 +226,37 @@ def test_a_traceback_names_the_users_line_and_not_the_executors(run: Run) -> Non
     error = run(bench).settled("bad").error
     assert "in raises" in error
     assert "fieldlab_executor" not in error
+
+
+def crashes():
+    ctypes.string_at(0)
+
+
+def leaves_a_word():
+    print("the reason", file=sys.stderr)
+    os._exit(3)
+
+
+def hangs():
+    signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("function", "timeout", "reason", "error"),
+    [
+        (crashes, None, Reason.SIGNAL, "in crashes"),
+        (hangs, 2.0, Reason.TIMEOUT, "in hangs"),
+        (leaves_a_word, None, Reason.EXITED, "the reason"),
+    ],
+)
+def test_a_step_that_ends_suddenly_leaves_where_it_was_or_what_it_said(
+    run: Run, function: Callable[[], object], timeout: float | None, reason: Reason, error: str
+) -> None:
+    bench = Bench()
+    bench.step("bad", function, timeout=timeout)
+    ended = run(bench).settled("bad")
+    assert ended.reason is reason
+    assert error in ended.error
 
 
 def test_code_that_cannot_be_loaded_says_what_to_do(run: Run) -> None:

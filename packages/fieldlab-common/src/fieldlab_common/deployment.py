@@ -43,7 +43,8 @@ class Background:
     """The step runs until nothing is ``during`` it any more, and is then asked to stop.
 
     ``signal`` is sent to its processes (None: only ``ctx.stopping`` is set); ``grace`` seconds later what is left is
-    killed. A timeout, a cancel and a failure end it with the same signal (SIGTERM for None), and sooner. ``announces``: it is ready when it calls ``ctx.ready()``; otherwise as soon as it runs.
+    killed. A timeout, a cancel and a failure end it with the same signal (SIGTERM for None), and sooner. ``announces``:
+    it is ready when it calls ``ctx.ready()``; otherwise as soon as it runs.
     """
 
     signal: int | None = None

@@ -29,6 +29,7 @@ __all__ = ["Attempt", "Host", "Output"]
 
 CHUNK = 32 * 1024
 FLUSH = 0.2
+LAST = 8 * 1024  # characters of its end that are kept
 ENDING = 5.0  # seconds for what is left behind to be gone, once it was killed
 _READ = 65536
 _LAST_READS = 64  # of what is still in a pipe when the child is gone
@@ -50,7 +51,7 @@ class Host(Protocol):
 class Output:
     """Turns what comes from a pipe into chunks of text."""
 
-    __slots__ = ("_decoder", "_emit", "_loop", "_text", "_timer")
+    __slots__ = ("_decoder", "_emit", "_loop", "_text", "_timer", "last")
 
     def __init__(self, loop: Loop, emit: Callable[[str], None]) -> None:
         self._loop = loop
@@ -58,6 +59,7 @@ class Output:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
         self._timer: Timer | None = None
+        self.last = ""  # the end of it all
 
     def feed(self, data: bytes) -> None:
         """Take in what was read."""
@@ -85,6 +87,7 @@ class Output:
     def _cut(self, length: int) -> None:
         text, self._text = self._text[:length], self._text[length:]
         if text:
+            self.last = (self.last + text)[-LAST:]
             self._emit(text)
 
 
@@ -123,6 +126,17 @@ class Attempt:
     def pid(self) -> int:
         """The child's, or 0."""
         return self.child.pid if self.child is not None else 0
+
+    @property
+    def errors(self) -> str:
+        """The end of what it wrote to standard error."""
+        output = self._streams.get(self.child.err) if self.child is not None else None
+        return output.last if output is not None else ""
+
+    @property
+    def cut(self) -> int:
+        """How many bytes of a message came that never became whole."""
+        return self._unpacker.pending
 
     # --- while it runs
 

@@ -254,7 +254,11 @@ def _call(job: _Job) -> tuple[dict[str, Any], bytes]:
 
 
 def _enter(job: _Job) -> None:
-    """Take on the step's variables and folder."""
+    """Take on the step's variables and folder. One that has a time limit says where it was when that is over."""
+    if job.job.get("traced"):
+        import faulthandler
+
+        faulthandler.register(_signal.SIGTERM, file=2, chain=True)
     folder, cwd, env = job.job["folder"], job.job["cwd"], job.job["env"]
     if env:
         os.environ.update(env)

@@ -64,6 +64,11 @@ class Unpacker:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that has begun and is not whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Every frame that ``data`` completes.
 

@@ -1,6 +1,7 @@
 """What came of an attempt, as a function of its result frame and its exit.
 
-A result that came decides; without one the attempt has failed, whatever its exit code. The child is not believed where
+A result that came decides; without one the attempt has failed, whatever its exit code, and the end of its standard
+error stands for the traceback: where Python could, it wrote one there as it was ended. The child is not believed where
 it matters: what it sent is checked, and is a failure of its own if it is not what our code sends.
 """
 
@@ -37,7 +38,7 @@ def judge(attempt: Attempt, oom: OutOfMemory, now: float) -> tuple[Outcome, Larg
     given: dict[str, Any] = {"usage": _usage(attempt), "started": attempt.started or None, "ended": now}
     if result is None:
         reason, message = sudden_end(attempt, oom)
-        return Outcome(state=StepState.FAILED, reason=reason, message=message, **given), None
+        return Outcome(state=StepState.FAILED, reason=reason, message=message, error=attempt.errors, **given), None
     try:
         if "reason" in result:
             reason, message, error = Reason(result["reason"]), str(result["message"]), str(result["error"])
@@ -74,6 +75,8 @@ def sudden_end(attempt: Attempt, oom: OutOfMemory) -> tuple[Reason, str]:
             return Reason.OUT_OF_MEMORY, "The kernel ended the process: the node, or its limit, had no memory left."
         return Reason.SIGNAL, f"{_signal_name(number)} ended the process before it gave a result."
     code = os.WEXITSTATUS(status)
+    if attempt.cut:
+        return Reason.BAD_RESULT, f"The process ended with exit code {code} amid its result: {attempt.cut} bytes came."
     return Reason.EXITED, f"The process ended with exit code {code} without giving a result; return a value instead."
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import importlib
 import json
@@ -169,6 +170,7 @@ def main() -> None:
     with contextlib.suppress(ConnectionError):
         spawner = _prepare(fd)
         if spawner is not None:
+            faulthandler.enable(2)  # its children have it, too: a crash leaves the user's traceback on standard error
             gc.collect()
             gc.freeze()
             gc.disable()

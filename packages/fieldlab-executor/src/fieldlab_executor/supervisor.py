@@ -291,6 +291,7 @@ class Supervisor:
             "env": spec.env,
             "cwd": spec.cwd,
             "keep": spec.keep_processes,
+            "traced": spec.timeout is not None,
         }
         try:
             job["inputs"] = self._inputs(effect.inputs)
