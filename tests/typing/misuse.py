@@ -72,6 +72,7 @@ fl.barrier("start", parties=1.5)  # refused
 fl.shell(5)  # refused
 fl.shell("ls", ok_codes="0")  # refused
 fl.DAG("x", max_parallel="2")  # refused
+fl.DAG("x", isolation="threads")  # refused
 fl.Pipeline("x").then(resolve)  # refused
 fl.node.os & fl.node.cpus  # refused
 (fl.node.os == "linux") & True  # refused

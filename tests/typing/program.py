@@ -130,7 +130,7 @@ assert_type(fl.node["site"].exists() | fl.node.tags.contains("x"), fl.Selector)
 
 
 def define(interval: float = 60) -> fl.DAG:
-    with fl.DAG("dns", stop_on_failure=True, max_parallel=None) as dag:
+    with fl.DAG("dns", stop_on_failure=True, max_parallel=None, isolation="process") as dag:
         sniff = fl.background(capture("eth0"), stop=signal.SIGINT, grace=10)
         answers = [resolve(n).during(sniff) for n in ("example.org", "example.net")]
         report = summarise(answers, fl.node["ipv4"])

@@ -193,9 +193,12 @@ def test_stages_of_a_pipeline_follow_each_other():
         lambda: send("fieldlab.barrier"),
         lambda: wait_for(""),
         lambda: DAG("d", max_parallel=0),
+        lambda: DAG("d", isolation="threads"),
+        lambda: task(isolation="thread"),
         lambda: task(3),
         lambda: shell([]),
         lambda: shell("x", parse="yaml"),
+        lambda: background(task(isolation="shared")(print)("x")),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong):

@@ -6,7 +6,7 @@ import pytest
 from fieldlab_common import payload, wire
 from fieldlab_common.builtin import barrier, shell
 from fieldlab_common.dag import DAG, background, choose
-from fieldlab_common.deployment import Graph, Need, On
+from fieldlab_common.deployment import MAX_INLINE, Graph, Need, On, inline, inlined
 from fieldlab_common.environment import Host, Venv
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.node import Node
@@ -28,6 +28,10 @@ class Store:
         self.blobs[digest] = data
         return digest
 
+    def seal_arguments(self, obj, what):
+        data = payload.seal(obj, what=what)
+        return inline(data) if len(data) <= MAX_INLINE else self.seal(obj, what)
+
     def seal_file(self, path):
         return hashlib.sha256(path.encode()).hexdigest()
 
@@ -35,7 +39,8 @@ class Store:
         return ()
 
     def open(self, digest):
-        return payload.unseal(self.blobs[digest], lambda reference: reference)
+        data = inlined(digest)
+        return payload.unseal(self.blobs[digest] if data is None else data, lambda reference: reference)
 
 
 @task
@@ -128,7 +133,30 @@ def test_nodes_that_resolve_alike_share_one_graph():
         plain(1)
     found, store = resolved(dag, BIG, SMALL)
     assert found.deployments[0].graph is found.deployments[1].graph
-    assert len(store.blobs) == 2
+    assert len(store.blobs) == 1
+
+
+def test_isolation_is_what_the_task_says_else_its_dag_and_never_shared_in_the_background():
+    alone = task(isolation="process")(plain.fn)
+    with DAG("d", isolation="shared") as dag:
+        tiny, kept, capture = plain(), alone(), background(plain("b"))
+    with DAG("e") as other:
+        usual, asked = plain(), task(isolation="shared")(plain.fn)()
+    steps = {step.name: step.isolation for step in resolved(dag, BIG)[0].deployments[0].graph.steps}
+    assert [steps[step.name] for step in (tiny, kept, capture)] == ["shared", "process", "process"]
+    steps = {step.name: step.isolation for step in resolved(other, BIG)[0].deployments[0].graph.steps}
+    assert [steps[step.name] for step in (usual, asked)] == ["process", "shared"]
+
+
+def test_short_arguments_stand_in_the_graph_and_long_ones_are_blobs():
+    with DAG("d") as dag:
+        plain("short")
+        plain("x" * 5000)
+    (found,), _ = resolved(dag, BIG)[0].deployments, None
+    short, long = found.graph.steps
+    assert short.args.startswith("=")
+    assert short.args not in found.graph.blobs()
+    assert long.args in found.graph.blobs()
 
 
 def test_by_node_is_computed_for_each_node():

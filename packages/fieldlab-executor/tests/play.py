@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fieldlab_common.deployment import Graph, Need, On, StepSpec
@@ -44,9 +45,9 @@ def step(name: str, *needs: str | Need, **fields: Any) -> StepSpec:
 class Play:
     """A machine that runs ``steps``, and its world."""
 
-    def __init__(self, *steps: StepSpec, start: bool = True, **graph: Any) -> None:
+    def __init__(self, *steps: StepSpec, start: bool = True, workers: float = math.inf, **graph: Any) -> None:
         graph.setdefault("stop_on_failure", False)
-        self.machine = Machine(Graph(name="g", steps=steps, **graph), now=0.0, cancel_grace=5.0)
+        self.machine = Machine(Graph(name="g", steps=steps, **graph), now=0.0, cancel_grace=5.0, workers=workers)
         self.now = 0.0
         self.effects: list[Effect] = []
         self.running: dict[Key, StartAttempt] = {}

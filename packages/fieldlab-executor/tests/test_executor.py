@@ -20,6 +20,7 @@ import cloudpickle
 import pytest
 from fieldlab_common.context import CommandFailed
 from fieldlab_common.deployment import Background, Condition, Need, On, Repeat, Retry
+from fieldlab_common.environment import Resources
 from fieldlab_common.events import DEPLOYMENT, Member
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_executor import zipapp
@@ -132,6 +133,149 @@ class Absent:
 
     def __reduce__(self) -> tuple[object, ...]:
         return __import__, ("not_there",)
+
+
+# --- shared workers ---------------------------------------------------------------------------------------------------
+
+
+def shared(bench: Bench, name: str, function: Callable[..., object], *args: object, **spec: object) -> None:
+    bench.step(name, function, *args, isolation="shared", **spec)
+
+
+def test_shared_steps_run_one_after_another_in_warm_workers_and_what_they_print_stays_theirs(run: Run) -> None:
+    bench = Bench()
+
+    def speak(word: str, before: object = None) -> int:
+        print(word)
+        os.write(2, f"{word} raw\n".encode())
+        return os.getpid()
+
+    shared(bench, "a", speak, "one")
+    shared(bench, "b", speak, "two", value_of("a"), needs=after("a"))
+    shared(bench, "c", speak, "three", value_of("b"), needs=after("b"))
+    hub = run(bench)
+    assert len({hub.value(name) for name in "abc"}) == 1
+    assert [hub.logs(name) for name in "abc"] == ["one\n", "two\n", "three\n"]
+    assert [hub.logs(name, "stderr") for name in "abc"] == ["one raw\n", "two raw\n", "three raw\n"]
+
+
+def test_each_shared_step_has_its_own_folder_variables_and_usage(run: Run) -> None:
+    bench = Bench()
+
+    def place(burn: bool, before: object = None) -> tuple[str, str | None]:
+        os.environ["LEFT"] = "over"
+        if burn:
+            sum(range(5_000_000))
+        return os.getcwd(), os.environ.get("MINE")
+
+    shared(bench, "a", place, True, env={"MINE": "a"})
+    shared(bench, "b", lambda burn, before: (*place(burn), os.environ["LEFT"]), False, value_of("a"), needs=after("a"))
+    shared(bench, "c", lambda before: ("LEFT" in os.environ, os.getcwd()), value_of("a"), needs=after("a"))
+    hub = run(bench)
+    (folder, mine), (other, none, _) = hub.value("a"), hub.value("b")
+    assert mine == "a"
+    assert none is None
+    assert folder != other
+    assert hub.value("c")[0] is False
+    assert hub.settled("a").usage.cpu > hub.settled("c").usage.cpu
+
+
+def test_a_shared_step_that_dies_takes_no_other_with_it(run: Run) -> None:
+    bench = Bench(stop_on_failure=False)
+    shared(bench, "die", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    shared(bench, "leave", lambda: os._exit(3))
+    for number in range(8):
+        shared(bench, f"s{number}", lambda: "well")
+    hub = run(bench)
+    assert hub.settled("die").reason is Reason.SIGNAL
+    assert hub.settled("leave").reason is Reason.EXITED
+    assert [hub.value(f"s{number}") for number in range(8)] == ["well"] * 8
+
+
+def test_a_shared_step_that_takes_too_long_ends_and_those_behind_it_go_on(run: Run) -> None:
+    bench = Bench(stop_on_failure=False)
+    shared(bench, "slow", lambda: threading.Event().wait(), timeout=0.3)
+    shared(
+        bench, "next", lambda status: status, Reference("step", "slow", "status", ()), needs=after("slow", On.ALWAYS)
+    )
+    hub = run(bench)
+    assert hub.settled("slow").reason is Reason.TIMEOUT
+    assert hub.value("next") == "failed"
+
+
+def test_a_shared_step_that_leaves_a_process_or_a_thread_ends_its_worker(run: Run) -> None:
+    bench = Bench()
+
+    def spawn() -> tuple[int, int]:
+        left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        return os.getpid(), left.pid
+
+    def start(before: object) -> int:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        return os.getpid()
+
+    shared(bench, "process", spawn)
+    shared(bench, "thread", start, value_of("process"), needs=after("process"))
+    shared(bench, "last", lambda before: os.getpid(), value_of("thread"), needs=after("thread"))
+    hub = run(bench)
+    (first, left), second, third = hub.value("process"), hub.value("thread"), hub.value("last")
+    assert len({first, second, third}) == 3
+    assert gone([left], 2.0) == []
+
+
+def test_shared_steps_that_wait_for_one_another_do_not_keep_each_other_from_running(run: Run) -> None:
+    bench = Bench()
+    for number in range(6):
+        shared(bench, f"wait{number}", lambda ctx: ctx.events.wait("go", timeout=30)[0].data, CTX)
+    shared(bench, "send", lambda ctx: ctx.events.send("go", 7), CTX)
+    hub = run(bench, resources=Resources(cpus=1))
+    assert [hub.value(f"wait{number}") for number in range(6)] == [7] * 6
+
+
+def test_a_worker_whose_step_used_its_context_is_used_again(run: Run) -> None:
+    bench = Bench()
+
+    def use(ctx: object, before: object = None) -> tuple[int, bool]:
+        stopped = ctx.stopping.is_set()  # type: ignore[attr-defined]
+        ctx.store["n"] = ctx.store.get("n", 0) + 1  # type: ignore[attr-defined]
+        return os.getpid(), stopped
+
+    shared(bench, "a", use, CTX)
+    shared(bench, "b", use, CTX, value_of("a"), needs=after("a"))
+    hub = run(bench)
+    assert hub.value("a") == hub.value("b")
+
+
+def test_a_cancel_ends_shared_steps_and_idle_workers(launch: Launch) -> None:
+    bench = Bench()
+    shared(bench, "pid", os.getpid)
+    shared(
+        bench,
+        "sleep",
+        lambda ctx, pid: (ctx.log.warning("up"), threading.Event().wait()),
+        CTX,
+        value_of("pid"),
+        needs=after("pid"),
+    )
+    executor = launch(bench)
+    executor.hub.wait(lambda: "up" in executor.hub.logs("sleep", "log"), "the step's log")
+    executor.hub.cancel()
+    executor.wait()
+    assert executor.hub.settled("sleep").state is StepState.CANCELLED
+    assert gone([executor.hub.value("pid")], 2.0) == []
+
+
+def test_conditions_of_shared_steps_are_asked_in_workers(run: Run) -> None:
+    bench = Bench()
+    shared(bench, "a", lambda: os.getpid())
+    shared(
+        bench,
+        "b",
+        lambda: "ran",
+        when=Condition(step="a", code=bench.code(lambda value: value == os.getpid())),
+        needs=after("a"),
+    )
+    assert run(bench, resources=Resources(cpus=1)).value("b") == "ran"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from fieldlab_executor.machine import (
     MAX_ITEMS,
     AttemptEnded,
     AttemptReady,
+    AttemptWaits,
     CancelRequested,
+    Evaluate,
     Evaluated,
     Finish,
     Input,
@@ -625,6 +627,38 @@ def test_a_cancelled_waiter_passes_its_turn_on() -> None:
     assert play.reason("a") is Reason.EARLY_END
     play.ok("bg")
     assert play.runs == ["b"]
+
+
+def test_no_more_shared_steps_run_than_there_are_workers_and_others_are_not_held_up() -> None:
+    shared = [step(name, isolation="shared") for name in "abc"]
+    play = Play(*shared, step("d"), workers=2)
+    assert play.runs == ["a", "b", "d"]
+    play.ok("b")
+    assert play.runs == ["a", "c", "d"]
+
+
+def test_a_shared_step_that_waits_for_an_event_lends_its_place() -> None:
+    play = Play(*(step(name, isolation="shared") for name in "abcd"), workers=1)
+    play.send(AttemptWaits(key=Key(step="a"), waits=True))
+    assert play.runs == ["a", "b"]
+    play.send(AttemptWaits(key=Key(step="a"), waits=False))
+    play.ok("b")
+    assert play.runs == ["a"], "the one that waited has its place back"
+    play.ok("a")
+    assert play.runs == ["c"]
+
+
+def test_a_shared_step_that_ends_while_it_waits_gives_no_second_place_away() -> None:
+    play = Play(*(step(name, isolation="shared") for name in "abcd"), workers=1)
+    play.send(AttemptWaits(key=Key(step="a"), waits=True))
+    play.ok("a")
+    assert play.runs == ["b"]
+
+
+def test_what_is_evaluated_for_a_shared_step_is_evaluated_in_a_worker() -> None:
+    play = Play(step("a"), step("b", "a", isolation="shared", when=Condition(step="a", code="c")))
+    play.ok("a")
+    assert [effect.shared for effect in play.effects if isinstance(effect, Evaluate)] == [True]
 
 
 def test_measuring_is_told_when_it_begins_and_ends() -> None:

@@ -43,6 +43,7 @@ from hypothesis import strategies as st
 
 OK, FAILED = StepState.SUCCEEDED, StepState.FAILED
 NEVER = 10_000  # stimuli; no small graph needs so many
+WORKERS = 2
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -85,6 +86,7 @@ def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool) ->
         needs=tuple(Need(step=name, on=draw(st.sampled_from(On)), data=draw(st.booleans())) for name in needs),
         need=draw(st.sampled_from(["all", "any"])),
         timeout=None if ordered else draw(st.sampled_from([None, None, 5.0])),
+        isolation="process" if "background" in fields else draw(st.sampled_from(["process", "shared"])),
         exclusive=tuple(draw(st.lists(st.sampled_from(["x", "y"]), max_size=2, unique=True))),
         slot=draw(st.booleans()),
         measured=draw(st.booleans()),
@@ -137,7 +139,7 @@ class World:
     def __init__(self, graph: Graph, fate: Fate) -> None:
         self.graph, self.fate = graph, fate
         self.specs = {spec.name: spec for spec in graph.steps}
-        self.machine = Machine(graph, now=0.0)
+        self.machine = Machine(graph, now=0.0, workers=WORKERS)
         self.now = 0.0
         self.running: dict[Key, bool] = {}  # whether it is ready
         self.ready: set[str] = set()  # background steps of which an attempt ever was
@@ -265,6 +267,8 @@ class World:
         assert not any(set(one.exclusive) & set(spec.exclusive) for one in others)
         if spec.slot and spec.background is None and self.graph.max_parallel:
             assert sum(one.slot and one.background is None for one in others) < self.graph.max_parallel
+        if spec.isolation == "shared":
+            assert sum(one.isolation == "shared" for one in others) < WORKERS
         self.ever.add(key)
         self.running[key] = not (spec.background and spec.background.announces)
         if self.running[key]:

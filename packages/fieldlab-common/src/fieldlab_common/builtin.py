@@ -21,7 +21,7 @@ from fieldlab_common.errors import ArgumentError, DefinitionError
 from fieldlab_common.events import RESERVED_PREFIX
 from fieldlab_common.selector import as_selector
 from fieldlab_common.step import Step
-from fieldlab_common.task import Implementation, Task, TaskSettings, When
+from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, When
 
 __all__ = ["Arg", "Barrier", "Send", "Shell", "WaitFor", "arg", "barrier", "send", "shell", "wait_for"]
 
@@ -130,6 +130,7 @@ def shell(
     timeout: float | str | None = None,
     retries: int = 0,
     cwd: str | None = None,
+    isolation: Isolation = None,
     when: When = None,
 ) -> Shell:
     """Make a task of a command line. No shell is involved: text is split into an argument list here, once.
@@ -151,6 +152,7 @@ def shell(
         timeout=None if timeout is None else parse_duration(timeout),
         retries=retries,
         cwd=cwd,
+        isolation=isolation,
     )
     called = name or str(words[0]).rpartition("/")[2]
     return Shell(words, called, parse, tuple(ok_codes), fill, settings, when)

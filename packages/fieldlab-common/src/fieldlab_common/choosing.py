@@ -20,9 +20,9 @@ from fieldlab_common.environment import Requirements
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Always, Field
 from fieldlab_common.step import ByNode, Step
-from fieldlab_common.task import Implementation, Task
+from fieldlab_common.task import Implementation, Task, task_of
 
-__all__ = ["Choices", "Decision", "Picked", "Rejected", "StepChoice", "Survey", "task_of"]
+__all__ = ["Choices", "Decision", "Picked", "Rejected", "StepChoice", "Survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,10 +218,3 @@ class Choices(Sequence[StepChoice]):
         name, decision = self._decided[which]
         first = self._ends[which] - len(decision)
         return next(itertools.islice(decision.choices(name), place - first, None))
-
-
-def task_of(step: Step[Any]) -> Task[Any]:
-    """The task that made a step."""
-    task = step.task
-    assert isinstance(task, Task)  # only tasks make steps; TaskLike is for the type checker's direction of imports
-    return task

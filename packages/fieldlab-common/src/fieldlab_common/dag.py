@@ -22,7 +22,7 @@ from fieldlab_common.errors import CycleError, DefinitionError, DuplicateNameErr
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Selector, as_selector
 from fieldlab_common.step import Item, Pick, Step, StepOwner, check_name, current_dag, name_of, needs_of
-from fieldlab_common.task import Task
+from fieldlab_common.task import Isolation, Task, check_isolation, task_of
 
 __all__ = ["DAG", "Choice", "Pipeline", "background", "choose", "map_", "repeat"]
 
@@ -33,15 +33,26 @@ class DAG:
     """Steps and the edges between them.
 
     ``stop_on_failure``: when a step fails and nothing handles it, what runs is stopped and the rest is cancelled.
-    ``max_parallel``: at most so many steps at a time on one node.
+    ``max_parallel``: at most so many steps at a time on one node. ``isolation``: of the steps whose task does not say:
+    ``"process"`` (the default), or ``"shared"`` for many tiny steps, which then run in warm workers. A background step
+    always has a process of its own.
     """
 
-    def __init__(self, name: str = "dag", *, stop_on_failure: bool = True, max_parallel: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "dag",
+        *,
+        stop_on_failure: bool = True,
+        max_parallel: int | None = None,
+        isolation: Isolation = None,
+    ) -> None:
         if max_parallel is not None and max_parallel < 1:
             raise DefinitionError(f"max_parallel={max_parallel}: it is at least 1, or None for no limit.")
         self.name = check_name(name, "a DAG")
         self.stop_on_failure = stop_on_failure
+        check_isolation(isolation)
         self.max_parallel = max_parallel
+        self.isolation: Isolation = isolation
         self._steps: dict[str, Step[Any]] = {}
         self._counts: dict[str, int] = {}
         self._order: tuple[Step[Any], ...] | None = None
@@ -223,9 +234,14 @@ class Pipeline(DAG):
     """A DAG of linear stages: the steps of a stage run beside each other, each stage after the one before."""
 
     def __init__(
-        self, name: str = "pipeline", *, stop_on_failure: bool = True, max_parallel: int | None = None
+        self,
+        name: str = "pipeline",
+        *,
+        stop_on_failure: bool = True,
+        max_parallel: int | None = None,
+        isolation: Isolation = None,
     ) -> None:
-        super().__init__(name, stop_on_failure=stop_on_failure, max_parallel=max_parallel)
+        super().__init__(name, stop_on_failure=stop_on_failure, max_parallel=max_parallel, isolation=isolation)
         self._last: list[Step[Any]] = []
 
     def then(self, stage: Step[Any] | Sequence[Step[Any]]) -> Pipeline:
@@ -263,6 +279,11 @@ def background(step: Step[R], *, stop: int | None = None, grace: float | str = 1
     task takes no context, else no signal). What is left after ``grace`` seconds is killed. A timeout, a cancel and a
     failure send the same signal (SIGTERM if there is none), so that a capture leaves a whole file; it then has 5 s.
     """
+    if any(one.settings.isolation == "shared" for one in task_of(step).implementations()):
+        raise DefinitionError(
+            f"{step!r} is isolation='shared' and cannot run in the background: it would keep a worker from all others.",
+            advice="Leave isolation out; a background step has a process of its own.",
+        )
     signal = int(stop) if stop is not None else (None if step.takes_context else 15)
     step.background = Background(signal=signal, grace=parse_duration(grace), announces=step.takes_context)
     return step

@@ -1,7 +1,8 @@
 """What travels to a node: a DAG with everything chosen, and the deployment around it.
 
 A ``Graph`` is what ``resolve`` makes of a DAG for one kind of node; its JSON is a blob like any other, named by its
-SHA-256, so that a hundred nodes that resolve alike share one. It holds no code and no value: those are blobs it names.
+SHA-256, so that a hundred nodes that resolve alike share one. It holds no code and no large value: those are blobs it
+names.
 The executor's machine reads it; the director stores it unread.
 
 Invariants, checked once where a graph is made (``dag`` and ``resolve``) and relied on afterwards: step names are
@@ -11,6 +12,7 @@ which everything a step needs stands before it.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +20,20 @@ from enum import StrEnum
 from fieldlab_common.environment import Environment, Resources
 from fieldlab_common.node import Node
 
-__all__ = ["Background", "Condition", "Deployment", "Graph", "Need", "On", "Repeat", "Retry", "StepSpec"]
+__all__ = [
+    "MAX_INLINE",
+    "Background",
+    "Condition",
+    "Deployment",
+    "Graph",
+    "Need",
+    "On",
+    "Repeat",
+    "Retry",
+    "StepSpec",
+    "inline",
+    "inlined",
+]
 
 
 class On(StrEnum):
@@ -95,11 +110,15 @@ class Repeat:
 class StepSpec:
     """One step, ready to run. ``code`` and ``args`` are digests of blobs that only a node's child process opens.
 
+    Short arguments, as most are, stand here themselves (``inline``): a blob for each step of a long DAG would be sent,
+    asked for and stored one by one.
+
     ``needs`` and ``need`` (``all`` or ``any``) say when it may start; ``during``: background steps that must be ready,
     and still run. ``over``: it is a fan-out over the value of that step (one iteration an item), with the path into
     the value in ``over_path``. ``slot``: it counts for ``max_parallel`` (waiting steps do not). ``files``: digests of
-    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``keep_processes``: what it
-    leaves running ends with the deployment.
+    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``isolation``: ``process``
+    or ``shared`` (in a warm worker, with what it evaluates). ``keep_processes``: what it leaves running ends with the
+    deployment.
     """
 
     name: str
@@ -127,6 +146,24 @@ class StepSpec:
     keep_processes: bool = False
 
 
+MAX_INLINE = 1024  # bytes of sealed arguments that stand in the graph
+_INLINE = "="  # no digest begins with it
+
+
+def inline(data: bytes) -> str:
+    """Sealed arguments as they stand in ``StepSpec.args``."""
+    return _INLINE + base64.b64encode(data).decode()
+
+
+def inlined(args: str) -> bytes | None:
+    """The sealed arguments that stand in ``StepSpec.args``; None: it is the digest of a blob.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return base64.b64decode(args[1:], validate=True) if args.startswith(_INLINE) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """A DAG with everything chosen. ``bundles``: digests of the source bundles (zip files) that go on ``sys.path``.
@@ -145,7 +182,9 @@ class Graph:
         """The digests of every blob that running the graph takes, each once, in order of first use."""
         found: dict[str, None] = dict.fromkeys(self.bundles)
         for step in self.steps:
-            found.update(dict.fromkeys((step.code, step.args, *step.files)))
+            found.update(dict.fromkeys((step.code, *step.files)))
+            if inlined(step.args) is None:
+                found[step.args] = None
             extra = (step.retry.condition, step.when and step.when.code, step.repeat and step.repeat.until)
             found.update(dict.fromkeys(code for code in extra if code))
         return tuple(found)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from fieldlab_common.builtin import Barrier, WaitFor
-from fieldlab_common.choosing import Choices, Decision, Picked, Rejected, StepChoice, Survey, task_of
+from fieldlab_common.choosing import Choices, Decision, Picked, Rejected, StepChoice, Survey
 from fieldlab_common.dag import DAG, steps_of
 from fieldlab_common.deployment import Condition, Deployment, Graph, Repeat, Retry, StepSpec
 from fieldlab_common.environment import Environment, Host, Venv, conflicting_pins
@@ -22,7 +22,7 @@ from fieldlab_common.errors import FieldlabError
 from fieldlab_common.experiment import Assignment, Experiment
 from fieldlab_common.node import Node, facts_of
 from fieldlab_common.step import ByNode, File, Pick, Step, name_of, needs_of
-from fieldlab_common.task import Implementation, arguments_for, sendable
+from fieldlab_common.task import Implementation, TaskSettings, arguments_for, sendable, task_of
 
 __all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
 
@@ -32,6 +32,10 @@ class Sealer(Protocol):
 
     def seal(self, obj: Any, what: str) -> str:
         """Seal an object and return the digest; the same object gives the same digest."""
+        ...
+
+    def seal_arguments(self, obj: Any, what: str) -> str:
+        """Seal a step's arguments and return the digest, or the short bytes themselves (``deployment.inline``)."""
         ...
 
     def seal_file(self, path: str) -> str:
@@ -302,6 +306,7 @@ class _Resolver:
             cwd=settings.cwd,
             measured=step.is_measured,
             exclusive=step.exclusives,
+            isolation=_isolation(step, settings),
             slot=step.takes_slot,
             files=tuple(dict.fromkeys(files.values())),
             keep_processes=settings.keep_processes,
@@ -319,7 +324,7 @@ class _Resolver:
         arguments = arguments_for(implementation.call, step.args, step.kwargs)
         if any(isinstance(r, ByNode | File) for r in step.refers):
             arguments = _filled(arguments, node, files)
-        return self._sealer.seal(arguments, f"the arguments of step {step.name!r}")
+        return self._sealer.seal_arguments(arguments, f"the arguments of step {step.name!r}")
 
     def _function(self, function: Callable[..., Any], what: str) -> str:
         return self._sealer.seal(function, what)
@@ -355,6 +360,13 @@ def _is_by_value(step: Step[Any], implementation: Implementation) -> bool:
     settings = implementation.settings
     functions = (step.condition, step.repetition and step.repetition["until"], settings.retries and settings.retry_if)
     return any(functions) or sendable(task_of(step), implementation)[1]
+
+
+def _isolation(step: Step[Any], settings: TaskSettings) -> str:
+    """What its task says, else what its DAG says; a background step would keep a shared worker from all others."""
+    if step.background is not None:
+        return "process"
+    return settings.isolation or (step.dag.isolation if step.dag is not None else None) or "process"
 
 
 def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:

@@ -178,7 +178,9 @@ class Pick(_Stands):
 
 
 class StepOwner(Protocol):
-    """What takes steps in: a DAG."""
+    """What takes steps in: a DAG. ``isolation``: of the steps whose task does not say."""
+
+    isolation: Literal["process", "shared"] | None
 
     def add(self, step: Step[Any]) -> None:
         """Take the step, and those it needs, in."""

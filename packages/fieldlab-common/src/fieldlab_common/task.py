@@ -15,7 +15,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, cast, overload
 
 from fieldlab_common.context import TaskContext
 from fieldlab_common.environment import Requirements, parse_duration
@@ -36,17 +36,21 @@ else:
 P = ParamSpec("P")
 _UNSET: Any = ...  # as the task has it
 When = Selector | Callable[[Node], bool] | None
+Isolation = Literal["process", "shared"] | None
 
 __all__ = [
     "FunctionTask",
     "Implementation",
+    "Isolation",
     "Task",
     "TaskSettings",
     "When",
     "arguments_for",
+    "check_isolation",
     "context_parameters",
     "sendable",
     "task",
+    "task_of",
 ]
 
 # --- settings and implementations ------------------------------------------------------------------------------------
@@ -59,7 +63,9 @@ class TaskSettings:
     ``packages`` None: nothing is said about Python packages; a tuple, also an empty one, asks for a ``Venv`` if it has
     entries. ``retry_if`` is asked with the error's text before an attempt is repeated. ``preload``: modules that are
     imported once for all steps of the deployment, and not anew in each of their processes. ``keep_processes``: what a
-    step has started and left running ends with the deployment, and not with the step.
+    step has started and left running ends with the deployment, and not with the step. ``isolation``: ``"process"``
+    gives every attempt a process of its own, ``"shared"`` lets attempts run one after another in warm workers; None: as
+    the DAG says.
     """
 
     packages: tuple[str, ...] | None = None
@@ -74,8 +80,10 @@ class TaskSettings:
     cwd: str | None = None
     preload: tuple[str, ...] = ()
     keep_processes: bool = False
+    isolation: Isolation = None
 
     def __post_init__(self) -> None:
+        check_isolation(self.isolation)
         if self.timeout is not None and self.timeout <= 0:
             raise DefinitionError(f"timeout={self.timeout!r}: it must be more than zero seconds.")
         if self.retries < 0 or self.retry_delay < 0 or self.retry_backoff < 1:
@@ -85,6 +93,14 @@ class TaskSettings:
     def requirements(self) -> Requirements:
         """What goes into the deployment's environment."""
         return Requirements(packages=self.packages or (), system_packages=self.system_packages, setup=self.setup)
+
+
+def check_isolation(isolation: object) -> None:
+    """Refuse what is no isolation."""
+    if isolation not in (None, "process", "shared"):
+        raise DefinitionError(
+            f"isolation={isolation!r}: it is 'process' (a process for each attempt) or 'shared' (warm workers)."
+        )
 
 
 _SETTINGS = tuple(f.name for f in dataclasses.fields(TaskSettings))
@@ -121,7 +137,7 @@ class Task(Generic[R]):
 
     What ``@task`` takes as keywords, a subclass has as class attributes: ``packages``, ``system_packages``, ``setup``,
     ``env``, ``timeout``, ``retries``, ``retry_delay``, ``retry_backoff``, ``retry_if``, ``cwd``, ``preload``,
-    ``keep_processes``; and ``when``, a selector of the nodes that can run it. Calling an instance makes a step.
+    ``keep_processes``, ``isolation``; and ``when``, a selector of the nodes that can run it. Calling one makes a step.
     """
 
     when: When = None
@@ -163,6 +179,13 @@ class Task(Generic[R]):
         return f"<task {self.task_name}>"
 
 
+def task_of(step: Step[Any]) -> Task[Any]:
+    """The task of a step: only tasks make steps; ``TaskLike`` is for the direction of imports."""
+    task = step.task
+    assert isinstance(task, Task)
+    return task
+
+
 class FunctionTask(Task[R], Generic[P, R]):
     """The task that ``@task`` makes of a function; ``fn`` is the plain function, with its signature."""
 
@@ -197,6 +220,7 @@ class FunctionTask(Task[R], Generic[P, R]):
         cwd: str | None = _UNSET,
         preload: Sequence[str] = _UNSET,
         keep_processes: bool = _UNSET,
+        isolation: Isolation = _UNSET,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Declare another way to do the task, for nodes for which ``when`` holds; tried in the order of declaration.
 
@@ -288,6 +312,7 @@ def task(
     cwd: str | None = None,
     preload: Sequence[str] = (),
     keep_processes: bool = False,
+    isolation: Isolation = None,
 ) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...
 def task(fn: Callable[..., Any] | None = None, /, *, when: When = None, **settings: Any) -> Any:
     """Make a task of a function.
@@ -299,6 +324,8 @@ def task(fn: Callable[..., Any] | None = None, /, *, when: When = None, **settin
     ``preload`` names installed modules that are slow to import (``"numpy"``): they are imported once on the node, and
     every step's process is forked with them. ``keep_processes``: what it leaves running is not ended with the step but
     with the deployment; for what should run beside other steps, ``fl.background`` is the better way.
+    ``isolation="shared"``: its attempts run one after another in warm workers, for tiny steps; a worker keeps what was
+    imported and what modules remember.
     """
     unknown = settings.keys() - set(_SETTINGS)
     if unknown:

@@ -69,12 +69,24 @@ class Agenda:
         many: bool = False,
         path: tuple[str | int, ...] = (),
         text: str = "",
+        shared: bool = False,
     ) -> None:
         """Have user code evaluated; ``then`` takes the answer."""
         self._asked += 1
         self._questions[self._asked] = then
         self._moving.add(self._asked)
-        self._do(Evaluate(id=self._asked, kind=kind, code=code, handle=handle, many=many, path=path, text=text))
+        self._do(
+            Evaluate(
+                id=self._asked,
+                kind=kind,
+                code=code,
+                handle=handle,
+                many=many,
+                path=path,
+                text=text,
+                shared=shared,
+            )
+        )
 
     def answered(self, answer: Evaluated) -> None:
         """An answer came."""

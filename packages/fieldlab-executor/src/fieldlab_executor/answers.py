@@ -44,6 +44,9 @@ class Deployment(Protocol):
     def ready(self, attempt: Attempt) -> None:
         """The attempt is ready."""
 
+    def waits(self, attempt: Attempt, waits: bool) -> None:
+        """The attempt only waits for an event or a barrier, or no more."""
+
     def said(self, attempt: Attempt, stream: str, text: str) -> None:
         """The attempt logged something."""
 
@@ -97,9 +100,8 @@ class Answers:
 
     def leave(self, attempt: Attempt) -> None:
         """The attempt is over: nothing waits for it any more."""
-        for waiter in attempt.waiters.values():
-            self._deployment.book.leave(waiter)
-        attempt.waiters.clear()
+        for number in list(attempt.waiters):
+            self._leave(attempt, number)
 
     # --- events
 
@@ -157,9 +159,7 @@ class Answers:
         self._wait(attempt, ask, (BARRIER, DEPLOYMENT), look)
 
     def _forget(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
-        waiter = attempt.waiters.pop(ask["number"], None)
-        if waiter is not None:
-            self._deployment.book.leave(waiter)
+        self._leave(attempt, ask["number"])
         question = attempt.questions.pop(ask["number"], {})
         if question.get("op") != "barrier":
             return {"seen": {}}
@@ -171,10 +171,19 @@ class Answers:
         if waiter is not None:
             attempt.waiters[ask["id"]] = waiter
             attempt.questions[ask["id"]] = ask
+            if len(attempt.waiters) == 1:
+                self._deployment.waits(attempt, True)
 
-    @staticmethod
-    def _came(attempt: Attempt, ask: dict[str, Any], answer: dict[str, Any]) -> None:
-        attempt.waiters.pop(ask["id"], None)
+    def _leave(self, attempt: Attempt, number: Any) -> None:
+        """The question waits no longer."""
+        waiter = attempt.waiters.pop(number, None)
+        if waiter is not None:
+            self._deployment.book.leave(waiter)
+            if not attempt.waiters:
+                self._deployment.waits(attempt, False)
+
+    def _came(self, attempt: Attempt, ask: dict[str, Any], answer: dict[str, Any]) -> None:
+        self._leave(attempt, ask["id"])
         attempt.questions.pop(ask["id"], None)
         attempt.write({"re": ask["id"], **answer})
 

@@ -38,6 +38,9 @@ _LAST_READS = 64  # of what is still in a pipe when the child is gone
 class Host(Protocol):
     """Whom an attempt tells."""
 
+    def waits(self, attempt: Attempt, waits: bool) -> None:
+        """The child only waits for an event or a barrier, or no more."""
+
     def requested(self, attempt: Attempt, header: dict[str, Any]) -> None:
         """The child asks for something."""
 
@@ -101,6 +104,9 @@ class Attempt:
         self.job = job
         self.child: Warm | None = None
         self.exit: Exit | None = None
+        self.shared = bool(job["shared"])  # it runs in a worker
+        self.worker: Warm | None = None  # which waits for its next job
+        self.disturbed = False  # it was told to stop, and may not have heard of it when it answers
         self.result: dict[str, Any] | None = None
         self.data = b""
         self.fault = ""  # what the child said that is no frame
@@ -143,15 +149,8 @@ class Attempt:
     def begin(self, child: Warm) -> None:
         """Hand the job to the child."""
         self.child = child
-        self._loop.watch(child.sock, self._readable)
+        child.begin(self)
         self.write(self.job)
-        for fd, stream in ((child.out, "stdout"), (child.err, "stderr")):
-            self._open(fd, stream)
-
-    def _open(self, fd: int, stream: str) -> None:
-        output = Output(self._loop, lambda text: self._host.said(self, stream, text))
-        self._streams[fd] = output
-        self._loop.watch(fd, lambda: self._drain(fd, 1))
 
     def write(self, header: Mapping[str, Any], data: bytes = b"") -> None:
         """Send a frame to the child, as soon as it takes it."""
@@ -178,8 +177,13 @@ class Attempt:
             self._crowded = bool(self._out)
             self._loop.watch_room(child.sock, self._flush if self._crowded else None)
 
-    def _readable(self) -> None:
+    def answered(self) -> None:
+        """The child has written to its socket."""
         self._read()
+
+    def printed(self, fd: int) -> None:
+        """The child has written to its output."""
+        self._drain(fd, 1)
 
     def _read(self) -> bool:
         """Read once from the socket; whether there may be more."""
@@ -203,20 +207,23 @@ class Attempt:
             self._loop.unwatch(child.sock)
             self.kill()
         if self.result is not None and "usage" in self.result and self.exit is None:
-            self._end_early(child)
+            if self.shared and self.disturbed:
+                self.kill()  # what was sent to it must not hit its next job
+            else:
+                self._end_early(child)
             return False
         return True
 
     def _end_early(self, child: Warm) -> None:
-        """The child has left nothing behind, and can do nothing any more but end: it is not waited for."""
+        """The child has left nothing behind, and ends, or waits for its next job: it is not waited for."""
         try:
             cpu, peak = self.result["usage"] if self.result else (0.0, 0)
             self.exit = Exit(child.pid, 0, float(cpu), int(peak))
         except (TypeError, ValueError):  # not what our code sends; its exit will tell
             return
-        for fd in (child.out, child.err):
-            if self._loop.watches(fd):
-                self._drain(fd, _LAST_READS)
+        self._drain_all(child)
+        if self.shared:
+            self.worker = child
         self._finish()
         self._host.over(self)
 
@@ -225,6 +232,11 @@ class Attempt:
             self.result, self.data = header, body
         elif self.result is None:
             self._host.requested(self, header)
+
+    def _drain_all(self, child: Warm) -> None:
+        for fd in (child.out, child.err):
+            if self._loop.watches(fd):
+                self._drain(fd, _LAST_READS)
 
     def _drain(self, fd: int, reads: int) -> None:
         for _ in range(reads):
@@ -237,7 +249,13 @@ class Attempt:
             if not data:
                 self._loop.unwatch(fd)
                 return
-            self._streams[fd].feed(data)
+            self._output(fd).feed(data)
+
+    def _output(self, fd: int) -> Output:
+        if fd not in self._streams:
+            stream = "stdout" if self.child is not None and fd == self.child.out else "stderr"
+            self._streams[fd] = Output(self._loop, lambda text: self._host.said(self, stream, text))
+        return self._streams[fd]
 
     # --- stopping it
 
@@ -252,13 +270,15 @@ class Attempt:
         found |= {one.pid for one in table.values() if one.alive and processes.marked(one, self.pid)}
         return sorted(found)
 
-    def signal(self, number: int) -> int:
-        """Send a signal to all of its processes; how many got it."""
-        return processes.send(self.members(), number)
+    def stop(self, number: int | None) -> int:
+        """Say that it is to stop, and send a signal to all of its processes unless None; how many got it."""
+        self.disturbed = True
+        self.write({"op": "stop"})
+        return 0 if number is None else processes.send(self.members(), number)
 
     def kill(self) -> int:
         """End all of its processes now; how many there were."""
-        self.killed = True
+        self.killed = self.disturbed = True
         members = self.members()
         self._known.update(members)
         return processes.send(members, signal.SIGKILL)
@@ -317,9 +337,7 @@ class Attempt:
             return
         while self._read():
             pass
-        for fd in (self.child.out, self.child.err):
-            if self._loop.watches(fd):
-                self._drain(fd, _LAST_READS)
+        self._drain_all(self.child)
 
     def abandon(self, note: str) -> None:
         """The spawner is gone, and nobody will ever tell of an exit: let go of the child."""
@@ -333,8 +351,9 @@ class Attempt:
             self.timer.cancel()
         if child is None:
             return
-        for fd in (child.sock, child.out, child.err):
-            self._loop.unwatch(fd)
         for output in self._streams.values():
             output.close()
-        child.close()
+        if self.worker is None:
+            child.close()
+        else:
+            child.job = None

@@ -1,7 +1,8 @@
 """One attempt, in a process of its own: load, call, encode, answer once, and be gone.
 
-A child is forked ahead of its job and waits for one frame. It is the only place where user code runs, and the only one
-that opens what users sealed. What it has to say goes over its socket: requests of the task's context while it runs
+A child is forked ahead of its job and waits for one frame. A *shared* job makes a worker of it (``workers``): if it
+leaves nothing behind, the child waits for the next. It is the only place where user code runs, and the only one that
+opens what users sealed. What it has to say goes over its socket: requests of the task's context while it runs
 (``context``), and one result frame at the end. A child that ends without one has failed, whatever its exit code:
 that is for the supervisor to say, so ``sys.exit`` and ``os._exit`` need no care here.
 
@@ -138,12 +139,14 @@ def read_file(path: str) -> bytes:
 
 
 class _Job:
-    def __init__(self, root: str, job: dict[str, Any], fd: int, values: Values) -> None:
+    def __init__(
+        self, root: str, job: dict[str, Any], fd: int, values: Values, connection: Connection | None = None
+    ) -> None:
         self.root = root
         self.job = job
         self.values = values
         self._fd = fd
-        self._connection: Connection | None = None
+        self._connection = connection
         self._context: Context | None = None
         self._inputs: dict[str, Any] = job.get("inputs") or {}
         self._opened: dict[str, Any] = {}
@@ -221,10 +224,12 @@ def follow(value: Any, path: Iterable[Any]) -> Any:
     return value
 
 
-def _load(job: _Job, what: str, digest: str) -> Any:
-    """Open a sealed blob; every failure of it is LOAD_FAILED."""
+def _load(job: _Job, what: str, sealed: str) -> Any:
+    """Open sealed code or arguments; every failure of it is LOAD_FAILED."""
     try:
-        return payload.unseal(job.blob(digest), job.resolve)
+        # As deployment.inlined has it, whose module is more than a child wants to load.
+        data = base64.b64decode(sealed[1:]) if sealed.startswith("=") else job.blob(sealed)
+        return payload.unseal(data, job.resolve)
     except Exception as error:  # it runs user code, which raises anything
         advice = ""
         if isinstance(error, ModuleNotFoundError):
@@ -363,7 +368,7 @@ class Quiet:
 
 
 def serve(fd: int, root: str, inline: int, quiet: Quiet) -> NoReturn:
-    """Wait for one job on the socket ``fd``, do it, and end the process.
+    """Wait for a job on the socket ``fd``, do it, and end the process; after a shared job, if it can, wait for more.
 
     ``root`` is the deployment's folder; values up to ``inline`` bytes travel inside the result.
     """
@@ -371,12 +376,22 @@ def serve(fd: int, root: str, inline: int, quiet: Quiet) -> NoReturn:
     if frame is None:
         os._exit(0)
     gc.enable()
-    job = _Job(root, frame[0], fd, Values(root, inline))
-    try:
-        answer, data = _guarded(job)
-    except SystemExit as leave:
-        _end(quiet)
-        os._exit(_exit_code(leave))
+    values = Values(root, inline)
+    header: dict[str, Any] | None = frame[0]
+    connection: Connection | None = None
+    while header is not None:
+        job = _Job(root, header, fd, values, connection)
+        if not header["shared"]:
+            _do_one(job, fd, quiet)
+        _do_another(job, quiet)
+        connection = job.connection
+        header = connection.next_job()
+    os._exit(0)
+
+
+def _do_one(job: _Job, fd: int, quiet: Quiet) -> NoReturn:
+    """Do the job in this process, which ends with it."""
+    answer, data = _answer(job, quiet)
     if _end(quiet) and _alone():
         answer["usage"] = _usage()
         os.closerange(3, fd)
@@ -384,6 +399,65 @@ def serve(fd: int, root: str, inline: int, quiet: Quiet) -> NoReturn:
     with contextlib.suppress(OSError):  # the supervisor is gone: the spawner's sweep follows
         job.finish(answer, data)
     os._exit(0)
+
+
+def _do_another(job: _Job, quiet: Quiet) -> None:
+    """Do the job as a worker; return when it has left nothing behind, and end the process when it has."""
+    place = _Place()
+    answer, data = _answer(job, quiet)
+    if place.restored(job.connection.threads):
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+        answer["usage"] = place.usage()
+        with contextlib.suppress(OSError):
+            job.finish(answer, data)
+        return
+    _end(quiet)
+    with contextlib.suppress(OSError):
+        job.finish(answer, data)
+    os._exit(0)
+
+
+def _answer(job: _Job, quiet: Quiet) -> tuple[dict[str, Any], bytes]:
+    """The result frame; a job that calls ``sys.exit`` ends its process."""
+    try:
+        return _guarded(job)
+    except SystemExit as leave:
+        _end(quiet)
+        os._exit(_exit_code(leave))
+
+
+class _Place:
+    """What a worker was before a job, so that the next finds it like that; and what the job used."""
+
+    def __init__(self) -> None:
+        self._env = dict(os.environ)
+        self._children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            file.write(b"5")  # the peak of memory is counted anew (proc(5))
+        self._cpu = _usage()[0]
+
+    def restored(self, threads: int) -> bool:
+        """Put back what can be put back; False if the job left threads, or had processes below it."""
+        if os.environ != self._env:
+            os.environ.clear()
+            os.environ.update(self._env)
+        if _thread._count() != threads or _signal.getsignal(_signal.SIGCHLD):
+            return False
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt == self._children and not _has_children()
+
+    def usage(self) -> list[float]:
+        """CPU seconds of the job, and the peak of memory in bytes while it ran."""
+        cpu, peak = _usage()
+        return [max(0.0, cpu - self._cpu), peak]
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _alone() -> bool:
@@ -395,10 +469,10 @@ def _alone() -> bool:
     if resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt or _signal.getsignal(_signal.SIGCHLD):
         return False
     try:
-        threads = os.listdir("/proc/self/task")
-        return len(threads) == 1 and not read_file(f"/proc/self/task/{threads[0]}/children")
+        threads = os.stat("/proc/self/task").st_nlink - 2  # a folder for each (proc(5))
     except OSError:
         return False
+    return threads == 1 and not _has_children()
 
 
 def _usage() -> list[float]:
@@ -427,11 +501,13 @@ def _end(quiet: Quiet) -> bool:
                 thread.join()
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, or replaced by the user
-            continue
+        _flush(stream)
     return still
+
+
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or replaced by the user
+        stream.flush()
 
 
 def _exit_code(leave: SystemExit) -> int:

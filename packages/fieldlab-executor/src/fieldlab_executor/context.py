@@ -2,7 +2,8 @@
 
 The supervisor holds the authority: events, barriers, the store and other steps' results live there. Here are requests
 with numbers, and a thread that reads the answers; it is started when something is first asked or awaited, so
-that a task which never uses its context never has a second thread.
+that a task which never uses its context never has a second thread. In a shared worker it goes on from job to job, and
+reads the next job too.
 
 Invariant: only the step's own process speaks. A process that user code forks from it inherits the socket and must not
 use it; it gets an error that says so.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -82,7 +84,24 @@ class Connection:
         self._last = 0
         self._reader: threading.Thread | None = None
         self._stop = threading.Event()
-        self._heeds = False
+        self._heeds: dict[int, Any] = {}  # the signals that it answers, and how they were answered before
+        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    @property
+    def threads(self) -> int:
+        """How many threads of its own it has."""
+        return 0 if self._reader is None else 1
+
+    def next_job(self) -> dict[str, Any] | None:
+        """Forget what belonged to the last job, and wait for the next; None if the supervisor is gone."""
+        self._stop = threading.Event()
+        for number, before in self._heeds.items():
+            signal.signal(number, before)
+        self._heeds.clear()
+        if self._reader is not None:
+            return self._jobs.get()
+        frame = frames.receive(self._fd)
+        return None if frame is None else frame[0]
 
     @property
     def stopping(self) -> threading.Event:
@@ -93,10 +112,9 @@ class Connection:
         """
         self._listen()
         if not self._heeds and os.getpid() == self._pid and threading.current_thread() is threading.main_thread():
-            self._heeds = True
             for number in _ASKING:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    signal.signal(number, self._asked)
+                    self._heeds[number] = signal.signal(number, self._asked)
         return self._stop
 
     def _asked(self, number: int, frame: object) -> None:
@@ -152,6 +170,9 @@ class Connection:
             elif answer := self._waiting.pop(header.get("re", 0), None):
                 answer.content = header
                 answer.came.set()
+            elif "kind" in header:
+                self._jobs.put(header)
+        self._jobs.put(None)
         self._stop.set()
         for answer in list(self._waiting.values()):
             answer.content = {"error": FieldlabError.code, "message": "The executor is gone."}

@@ -20,6 +20,7 @@ from fieldlab_common.protocol import StepRecord, Usage, ValueRef
 __all__ = [
     "AttemptEnded",
     "AttemptReady",
+    "AttemptWaits",
     "CancelRequested",
     "ClearTimer",
     "Effect",
@@ -96,6 +97,14 @@ class AttemptReady:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptWaits:
+    """An attempt in a shared worker waits for an event or a barrier (or no more): others may use a worker meanwhile."""
+
+    key: Key
+    waits: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptEnded:
     """The attempt's process and everything that it left behind is gone."""
 
@@ -141,7 +150,7 @@ class Refused:
     message: str
 
 
-Stimulus = AttemptReady | AttemptEnded | TimerFired | Evaluated | CancelRequested | Terminated | Refused
+Stimulus = AttemptReady | AttemptWaits | AttemptEnded | TimerFired | Evaluated | CancelRequested | Terminated | Refused
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ class ClearTimer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluate:
-    """Have a child run user code (or count), with a deadline.
+    """Have a child run user code (or count), with a deadline; ``shared``: a warm worker.
 
     ``when``, ``until``: call blob ``code`` with the value; ``retry_if``: with ``text``, the error; ``length``: count
     the items of the list. The value is that of ``handle`` (``many``: ``handle`` is the tuple of an iterated step's
@@ -204,6 +213,7 @@ class Evaluate:
     many: bool = False
     path: tuple[str | int, ...] = ()
     text: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

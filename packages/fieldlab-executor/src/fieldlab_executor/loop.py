@@ -9,15 +9,26 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
-import selectors
+import select
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["Loop", "Timer"]
 
 Callback = Callable[[], None]
+_READ, _WRITE = select.POLLIN, select.POLLOUT  # epoll(7) has the same values
+
+
+_EPOLL = hasattr(select, "epoll")  # Linux; its objects have the methods of select.poll
+
+
+def _poll() -> Any:
+    """What waits for descriptors. Without what ``selectors`` puts around it: an empty step needs it several times."""
+    return select.epoll() if hasattr(select, "epoll") else select.poll()
 
 
 class Timer:
@@ -38,7 +49,9 @@ class Loop:
     """``at`` of timers is in seconds of ``time.monotonic``."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poll = _poll()
+        self._ready: dict[int, Callback] = {}
+        self._room: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._calls: deque[Callback] = deque()
@@ -54,23 +67,34 @@ class Loop:
         return self._waker
 
     def watch(self, fd: int, ready: Callback) -> None:
-        """Call ``ready`` whenever ``fd`` can be read."""
-        self._selector.register(fd, selectors.EVENT_READ, (ready, None))
+        """Call ``ready`` whenever ``fd`` can be read, until ``unwatch`` or ``forget``."""
+        self._ready[fd] = ready
+        self._poll.register(fd, _READ)
 
     def watch_room(self, fd: int, room: Callback | None) -> None:
         """Call ``room`` too whenever the watched ``fd`` can be written; None: no more."""
-        ready = self._selector.get_key(fd).data[0]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if room else 0)
-        self._selector.modify(fd, events, (ready, room))
+        if room is None:
+            self._room.pop(fd, None)
+        else:
+            self._room[fd] = room
+        self._poll.modify(fd, _READ | _WRITE if room else _READ)
 
     def unwatch(self, fd: int) -> None:
-        """Forget ``fd``; before it is closed."""
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fd)
+        """Watch ``fd`` no longer, if it is watched; it stays open."""
+        if self._ready.pop(fd, None) is not None:
+            self._room.pop(fd, None)
+            self._poll.unregister(fd)
+
+    def forget(self, fd: int) -> None:
+        """As ``unwatch``, for one that is closed at once, which ends it for the kernel too."""
+        if self._ready.pop(fd, None) is not None:
+            self._room.pop(fd, None)
+            if not _EPOLL:
+                self._poll.unregister(fd)
 
     def watches(self, fd: int) -> bool:
         """Whether ``fd`` is watched."""
-        return fd in self._selector.get_map()
+        return fd in self._ready
 
     def at(self, at: float, then: Callback) -> Timer:
         """Call ``then`` at the time ``at``."""
@@ -96,29 +120,31 @@ class Loop:
         """Serve until ``stop``."""
         self._stopped = False
         while not self._stopped:
-            for key, mask in self._selector.select(self._patience()):
-                ready, room = key.data
-                # What an earlier callback of this round has closed must not be called any more.
-                if mask & selectors.EVENT_READ and self._watched(key):
+            events = self._poll.poll(self._patience())
+            found = [(self._ready.get(fd), self._room.get(fd), fd, mask) for fd, mask in events]
+            for ready, room, fd, mask in found:
+                # Not what an earlier callback of this round has closed, nor what has got its number since.
+                if ready is not None and mask & ~_WRITE and self._ready.get(fd) is ready:
                     ready()
-                if mask & selectors.EVENT_WRITE and room is not None and self._watched(key):
+                if room is not None and mask & ~_READ and self._room.get(fd) is room:
                     room()
             self._fire()
 
-    def _watched(self, key: selectors.SelectorKey) -> bool:
-        now = self._selector.get_map().get(key.fd)
-        return now is not None and now.data[0] is key.data[0]
-
     def close(self) -> None:
         """Give the descriptors back."""
-        self._selector.close()
+        if hasattr(self._poll, "close"):
+            self._poll.close()
         os.close(self._wake)
         os.close(self._waker)
 
     def _patience(self) -> float | None:
+        """How long there is nothing to do, in the unit of the poll object: epoll's seconds, or poll's milliseconds."""
         while self._timers and self._timers[0][2].then is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        if not self._timers:
+            return None
+        seconds = max(0.0, self._timers[0][0] - time.monotonic())
+        return seconds if _EPOLL else math.ceil(seconds * 1000)
 
     def _fire(self) -> None:
         while self._timers and (self._timers[0][2].then is None or self._timers[0][0] <= time.monotonic()):

@@ -12,6 +12,7 @@ searched, only a cancel looks at all of them.
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from fieldlab_executor.agenda import Agenda
 from fieldlab_executor.instructions import (
     AttemptEnded,
     AttemptReady,
+    AttemptWaits,
     CancelRequested,
     ClearTimer,
     Effect,
@@ -52,6 +54,7 @@ __all__ = [
     "MAX_ITEMS",
     "AttemptEnded",
     "AttemptReady",
+    "AttemptWaits",
     "CancelRequested",
     "ClearTimer",
     "Effect",
@@ -83,14 +86,18 @@ _OK, _FAILED, _SKIPPED, _CANCELLED = StepState.SUCCEEDED, StepState.FAILED, Step
 
 
 class Machine:
-    """Runs one graph. ``cancel_grace``: seconds between asking an attempt to stop before its time and killing it."""
+    """Runs one graph.
 
-    def __init__(self, graph: Graph, *, now: float, cancel_grace: float = 5.0) -> None:
+    ``cancel_grace``: seconds between asking an attempt to stop before its time and killing it. ``workers``: how many
+    attempts may run in shared workers at a time; those that wait for an event or a barrier do not count.
+    """
+
+    def __init__(self, graph: Graph, *, now: float, cancel_grace: float = 5.0, workers: float = math.inf) -> None:
         self._graph = graph
         self._now = now
         self._grace = cancel_grace
         self._steps = wire(graph)
-        self._slots = Slots(graph.max_parallel)
+        self._slots = Slots(graph.max_parallel, workers)
         self._effects: list[Effect] = []
         self._settled: deque[Step] = deque()  # ended, and what follows from it is not yet drawn
         self._running: dict[Key, Item] = {}
@@ -137,6 +144,9 @@ class Machine:
             case AttemptReady(key=key):
                 if key in self._running:
                     self._item_ready(self._running[key])
+            case AttemptWaits(key=key, waits=waits):
+                if key in self._running:
+                    self._slots.lend(self._running[key], waits)
             case TimerFired(name=name):
                 self._agenda.fired(name)
             case Evaluated():
@@ -214,7 +224,9 @@ class Machine:
         source = self._steps[when.step].input()
         handle = source.handles if source.many else source.handles[0]
         then = functools.partial(self._condition, step)
-        self._agenda.ask("when", then, code=when.code, handle=handle, many=source.many, path=when.path)
+        self._agenda.ask(
+            "when", then, code=when.code, handle=handle, many=source.many, path=when.path, shared=step.shared
+        )
 
     def _condition(self, step: Step, answer: Evaluated) -> None:
         if step.state is not _W:
@@ -238,7 +250,7 @@ class Machine:
             return
         handle = source.handles if source.many else source.handles[0]
         then = functools.partial(self._length, step)
-        self._agenda.ask("length", then, handle=handle, many=source.many, path=spec.over_path)
+        self._agenda.ask("length", then, handle=handle, many=source.many, path=spec.over_path, shared=step.shared)
 
     def _length(self, step: Step, answer: Evaluated) -> None:
         if step.state is not _W:
@@ -336,7 +348,7 @@ class Machine:
             return True
         text = outcome.error or outcome.message
         then = functools.partial(self._retry_answer, item, outcome)
-        self._agenda.ask("retry_if", then, code=retry.condition, text=text)
+        self._agenda.ask("retry_if", then, code=retry.condition, text=text, shared=item.step.shared)
         return True
 
     def _retry_answer(self, item: Item, outcome: Outcome, answer: Evaluated) -> None:
@@ -404,7 +416,7 @@ class Machine:
             self._settle_iterated(step)
         elif repeat.until is not None and outcome.state is _OK:
             then = functools.partial(self._until, item, repeat)
-            self._agenda.ask("until", then, code=repeat.until, handle=outcome.handle)
+            self._agenda.ask("until", then, code=repeat.until, handle=outcome.handle, shared=step.shared)
         else:
             self._next_iteration(item, repeat)
 

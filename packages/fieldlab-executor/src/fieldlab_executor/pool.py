@@ -15,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from fieldlab_executor import frames, processes
 from fieldlab_executor.boot import BOOT
 from fieldlab_executor.loop import Loop
 
-__all__ = ["Exit", "Pool", "Taker", "Warm", "wait_for"]
+__all__ = ["Exit", "Job", "Pool", "Taker", "Warm", "wait_for"]
 
 _WARM = 2
 _MOST_AT_ONCE = 16  # forks asked for and not yet done
@@ -31,20 +31,67 @@ _MAX_PACKET = 8192
 Taker = Callable[["Warm"], None]
 
 
+class Job(Protocol):
+    """What hears of a child that works for it."""
+
+    def answered(self) -> None:
+        """There is something to read on its socket."""
+
+    def printed(self, fd: int) -> None:
+        """There is something to read of its output."""
+
+
 class Warm:
-    """A child that waits for its job: its pid, its socket and the reading ends of its output."""
+    """A child: its pid, its socket and the reading ends of its output, and the job that it works for, if it has one.
 
-    __slots__ = ("err", "out", "pid", "sock")
+    Its descriptors are watched from its first job on, because most children have only one, and until it is closed.
+    """
 
-    def __init__(self, pid: int, sock: int, out: int, err: int) -> None:
+    __slots__ = ("_loop", "err", "job", "out", "pid", "sock")
+
+    def __init__(self, loop: Loop, pid: int, sock: int, out: int, err: int) -> None:
+        self._loop = loop
         self.pid, self.sock, self.out, self.err = pid, sock, out, err
+        self.job: Job | None = None
         for fd in (sock, out, err):
             os.set_blocking(fd, False)
 
+    def begin(self, job: Job) -> None:
+        """Let ``job`` hear of it."""
+        self.job = job
+        if not self._loop.watches(self.sock):
+            self._loop.watch(self.sock, self._answered)
+            self._loop.watch(self.out, lambda: self._printed(self.out))
+            self._loop.watch(self.err, lambda: self._printed(self.err))
+
+    def _answered(self) -> None:
+        if self.job is not None:
+            self.job.answered()
+        else:  # an idle worker has nothing to say: it has died, or somebody speaks in its name
+            self._loop.unwatch(self.sock)
+
+    def _printed(self, fd: int) -> None:
+        if self.job is not None:
+            self.job.printed(fd)
+        elif not _has_more(fd):
+            self._loop.unwatch(fd)
+
     def close(self) -> None:
         """Give its descriptors back; the child sees the end of its socket and leaves."""
+        self.job = None
         for fd in (self.sock, self.out, self.err):
+            self._loop.forget(fd)
             os.close(fd)
+
+
+def _has_more(fd: int) -> bool:
+    """Throw away what an idle worker prints, which belongs to no step; whether its end is still open."""
+    try:
+        return bool(os.read(fd, 65536))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +161,7 @@ class Pool:
     def close(self) -> None:
         """Close the spawner's socket: it kills everything below itself and exits."""
         if self._control is not None:
-            self._loop.unwatch(self._control.fileno())
+            self._loop.forget(self._control.fileno())
             self._control.close()
             self._control = None
         while self._warm:
@@ -152,7 +199,7 @@ class Pool:
             self._on_exit(Exit.of(packet))
         elif kind == b"C":
             self._asked -= 1
-            self._serve(Warm(frames.CHILD.unpack(packet)[1], *fds))
+            self._serve(Warm(self._loop, frames.CHILD.unpack(packet)[1], *fds))
             self._ask()
         else:  # a fork failed: there may be room again when something has ended
             self._asked -= 1

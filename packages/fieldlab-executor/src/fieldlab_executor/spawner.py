@@ -13,6 +13,7 @@ It is started by ``boot``, so that what it imports does not slow down every fork
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import errno
 import faulthandler
@@ -31,6 +32,7 @@ from fieldlab_executor import child, forkhooks, frames, processes
 
 __all__ = ["main"]
 
+_DEFAULT = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
@@ -100,10 +102,11 @@ class Spawner:
 
     def _become_child(self, theirs: socket.socket, out: int, err: int, others: tuple[int, ...]) -> NoReturn:
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # What `signal` puts around `_signal`, enumerations, is more memory to be copied than all the rest here.
+            _signal.set_wakeup_fd(-1)
+            for number in _DEFAULT:
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
             os.setsid()
             self._bear_marks()
             os.dup2(out, 1)

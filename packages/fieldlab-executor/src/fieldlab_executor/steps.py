@@ -52,6 +52,7 @@ class Item:
     offered: float = 0.0
     started: float = 0.0
     failed: Outcome | None = None  # how its last attempt failed, if it is to be tried again
+    lent: bool = False  # it waits, and another may use its place in a shared worker
     woken: str = ""  # the resource whose release brought it back to the queue
 
     @property
@@ -109,6 +110,11 @@ class Step:
     def name(self) -> str:
         """Its name."""
         return self.spec.name
+
+    @property
+    def shared(self) -> bool:
+        """Whether it runs in shared workers."""
+        return self.spec.isolation == "shared"
 
     @property
     def iterated(self) -> bool:
@@ -270,17 +276,19 @@ def settled_record(step: Step, outcome: Outcome, now: float, attempt: int = 1) -
 
 
 class Slots:
-    """Shares out ``max_parallel`` and the exclusive resources.
+    """Shares out ``max_parallel``, the places in shared workers, and the exclusive resources.
 
-    Invariant: when a resource is free and items are parked for it, one of them is in a queue with ``woken`` naming it,
-    so none is forgotten, and a release wakes one item, not all.
+    A resource has a capacity: the number of workers, or one for what is exclusive. Invariant: for each unit of a
+    resource that is free while items are parked for it, one of them is in a queue with ``woken`` naming it, so none is
+    forgotten, and a release wakes one item, not all.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, workers: float = math.inf) -> None:
         self._free: float = math.inf if limit is None else limit
+        self._workers = workers
         self._bound: deque[Item] = deque()  # these take a slot
         self._unbound: deque[Item] = deque()
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}
         self._parked: dict[str, deque[Item]] = {}
 
     def offer(self, item: Item) -> None:
@@ -293,10 +301,13 @@ class Slots:
         while (item := self._next()) is not None:
             woken, item.woken = item.woken, ""
             if item.live:
-                busy = next((name for name in item.step.spec.exclusive if name in self._taken), None)
+                needed = _resources(item.step.spec)
+                busy = next((name for name in needed if not self._has(name)), None)
                 if busy is None:
-                    self._taken.update(item.step.spec.exclusive)
+                    for name in needed:
+                        self._taken[name] = self._taken.get(name, 0) + 1
                     self._free -= takes_slot(item.step.spec)
+                    item.lent = False
                     return item
                 self._parked.setdefault(busy, deque()).append(item)
                 if busy == woken:
@@ -307,8 +318,26 @@ class Slots:
     def release(self, item: Item) -> None:
         """Give back what the item holds."""
         self._free += takes_slot(item.step.spec)
-        self._taken.difference_update(item.step.spec.exclusive)
-        for name in dict.fromkeys(item.step.spec.exclusive):
+        for name in _resources(item.step.spec):
+            if name != _WORKER or not item.lent:
+                self._give_back(name)
+
+    def lend(self, item: Item, lent: bool) -> None:
+        """Let others have the item's place in a shared worker while it waits; it takes it back even if none is free."""
+        if item.step.spec.isolation != "shared" or item.lent is lent:
+            return
+        item.lent = lent
+        if lent:
+            self._give_back(_WORKER)
+        else:
+            self._taken[_WORKER] = self._taken.get(_WORKER, 0) + 1
+
+    def _has(self, name: str) -> bool:
+        return self._taken.get(name, 0) < (self._workers if name == _WORKER else 1)
+
+    def _give_back(self, name: str) -> None:
+        self._taken[name] -= 1
+        if self._has(name):
             self._wake(name)
 
     def _next(self) -> Item | None:
@@ -321,6 +350,13 @@ class Slots:
             item = parked.popleft()
             item.woken = name
             self.offer(item)
+
+
+_WORKER = "\0worker"  # no name that a user would give to an exclusive resource
+
+
+def _resources(spec: StepSpec) -> tuple[str, ...]:
+    return (*spec.exclusive, _WORKER) if spec.isolation == "shared" else spec.exclusive
 
 
 def takes_slot(spec: StepSpec) -> bool:

@@ -12,6 +12,7 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fieldlab_common.deployment import Graph, StepSpec
+from fieldlab_common.deployment import Graph, StepSpec, inlined
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import (
@@ -47,6 +48,7 @@ from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.oom import OutOfMemory
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
 from fieldlab_executor.uploads import Upload
+from fieldlab_executor.workers import Workers
 
 __all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
 
@@ -54,6 +56,7 @@ EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
 SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
 MAX_SCANNED, SCANNED_BYTES = 1000, 65536  # steps and bytes of blobs that are searched for what to import ahead
+MAX_FOLDERS = 10_000  # steps whose folders are made ahead
 SPAWNERS = 3  # so often a spawner that died is replaced
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _OWN = ""  # the step of log records that are the executor's own remarks
@@ -97,6 +100,7 @@ class Supervisor:
         self._done = done
         self._epoch = time.time() - time.monotonic()  # one steady clock, in seconds since the epoch
         self._pool = Pool(loop, self._exited, self._spawner_lost)
+        self._workers = Workers(self._pool, 1)
         self._answers = Answers(self)
         self._hasher = Hasher(loop, self._hashed)
         self._oom = OutOfMemory()
@@ -107,6 +111,7 @@ class Supervisor:
         self._handles: dict[str, dict[int, Any]] = {}  # step -> iteration -> handle
         self._ended: dict[str, StepRecord] = {}
         self._items: dict[tuple[int, tuple[Any, ...]], tuple[Any, list[Any]]] = {}
+        self._folders: set[str] = set()  # made ahead
         self._job = 0
         self._spawners = 0
         self._killed = 0
@@ -157,18 +162,22 @@ class Supervisor:
         walltime = claim.deployment.resources.walltime_seconds
         if walltime is not None:
             self._loop.after(walltime, lambda: self.terminate(f"Its walltime of {walltime:g} s is over."))
-        self._machine = m.Machine(graph, now=self.now())
+        workers = _places(claim.deployment.resources.cpus)
+        self._workers = Workers(self._pool, workers)
+        self._machine = m.Machine(graph, now=self.now(), workers=workers)
         self._perform(self._machine.start(self.now()))
 
     def _make_folders_ahead(self, graph: Graph) -> None:
         """Make the folders of first attempts, in a thread: while a disk is synced, each may take a millisecond."""
-        for spec in graph.steps[:MAX_SCANNED]:
+        for spec in graph.steps[:MAX_FOLDERS]:
             if self._over:
                 return
+            path = f"{self.folder}/steps/{spec.name}/0-1"
             try:
-                os.makedirs(f"{self.folder}/steps/{spec.name}/0-1", exist_ok=True)
+                os.makedirs(path, exist_ok=True)
             except OSError:  # the step that needs it will say so
                 return
+            self._folders.add(path)
 
     def _write_context(self, claim: Claim, clock: tuple[float, float]) -> None:
         for name in ("values", "steps", "artifacts", "files"):
@@ -281,6 +290,7 @@ class Supervisor:
         place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
         job: dict[str, Any] = {
             "kind": "call",
+            "shared": spec.isolation == "shared",
             "step": key.step,
             "attempt": key.attempt,
             "iteration": key.iteration,
@@ -297,7 +307,8 @@ class Supervisor:
             job["inputs"] = self._inputs(effect.inputs)
             if spec.over is not None:
                 job["item"] = self._item(spec, key, effect.inputs[spec.over])
-            _make_folder(job["folder"])
+            if job["folder"] not in self._folders:
+                os.makedirs(job["folder"], exist_ok=True)
         except LookupError:
             self._fail_start(key, "The item that it is mapped over is not there any more.")
             return
@@ -336,13 +347,17 @@ class Supervisor:
             attempt.begin(child)
 
         attempt.taker = take
-        self._pool.take(take)
+        self._source(attempt).take(take)
         return attempt
+
+    def _source(self, attempt: Attempt) -> Workers | Pool:
+        return self._workers if attempt.shared else self._pool
 
     def _evaluate(self, effect: m.Evaluate) -> None:
         handles = effect.handle if effect.many else (effect.handle,)
         job = {
             "kind": "evaluate",
+            "shared": effect.shared,
             "step": "",
             "attempt": 1,
             "iteration": None,
@@ -368,9 +383,7 @@ class Supervisor:
             return
         if self._withdraw(attempt):
             return
-        attempt.write({"op": "stop"})
-        if number is not None:
-            self._killed += attempt.signal(number)
+        self._killed += attempt.stop(number)
 
     def _kill(self, key: m.Key) -> None:
         attempt = self._attempts.get(key)
@@ -379,7 +392,7 @@ class Supervisor:
 
     def _withdraw(self, attempt: Attempt) -> bool:
         """Take back a job that no child has yet; whether it was so."""
-        if attempt.taker is None or not self._pool.forget(attempt.taker):
+        if attempt.taker is None or not self._source(attempt).forget(attempt.taker):
             return False
         self._loop.call(lambda: self.over(attempt))
         return True
@@ -403,6 +416,13 @@ class Supervisor:
         """A background step does its work now."""
         if isinstance(attempt.subject, m.Key):
             self._tell(m.AttemptReady(key=attempt.subject))
+
+    def waits(self, attempt: Attempt, waits: bool) -> None:
+        """An attempt only waits, for an event or a barrier (or no more): another may use its worker's place."""
+        if attempt.shared:
+            self._workers.wait(1 if waits else -1)
+            if isinstance(attempt.subject, m.Key):
+                self._tell(m.AttemptWaits(key=attempt.subject, waits=waits))
 
     def send_event(self, attempt: Attempt, name: str, data: Any, size: int) -> None:
         """Put an event into the journal, and into the log of this node at once."""
@@ -443,7 +463,7 @@ class Supervisor:
         return [name for name, ended in self._ended.items() if ended.state is StepState.SUCCEEDED]
 
     def _exited(self, exit_: Exit) -> None:
-        self.steps_cpu += exit_.cpu
+        self.steps_cpu += exit_.cpu - self._workers.ended(exit_.pid)
         attempt = self._by_pid.get(exit_.pid)
         if attempt is None and not any(one.exit is not None for one in self._by_pid.values()):
             return
@@ -460,6 +480,9 @@ class Supervisor:
         if attempt.deadline is not None:
             attempt.deadline.cancel()
         self._survivors += [processes.describe(pid) for pid in attempt.survivors]
+        if attempt.worker is not None and attempt.exit is not None:
+            self.steps_cpu += attempt.exit.cpu
+            self._workers.give_back(attempt.worker, attempt.exit.cpu)
         if attempt.question is not None:
             self._tell(self._evaluated(attempt, attempt.question))
             return
@@ -536,6 +559,7 @@ class Supervisor:
         if self._spawners < SPAWNERS:
             self._pool.start([self._command[0]], self._command[1], self._env)
             self._configure()
+        self._workers.lost()
         for attempt in lost:
             attempt.abandon("The executor's spawner died, and the step with it.")
             self.over(attempt)
@@ -565,6 +589,7 @@ class Supervisor:
         self._done(Finished(finish, cancel))
 
     def _stop_spawner(self) -> None:
+        self._workers.close()
         if self._pool.pid:
             self._pool.close()
             wait_for(self._pool.pid, SWEEP_SECONDS)
@@ -580,18 +605,20 @@ class Supervisor:
 def _modules_named_in(blobs: Path, graph: Graph) -> list[str]:
     """Those of fieldlab's own modules that the steps will need: better imported once than in each child."""
     wanted: set[str] = set()
-    for digest in dict.fromkeys(digest for step in graph.steps[:MAX_SCANNED] for digest in (step.code, step.args)):
-        with open(blobs / digest, "rb") as file:
-            data = file.read(SCANNED_BYTES)
+    for sealed in dict.fromkeys(sealed for step in graph.steps[:MAX_SCANNED] for sealed in (step.code, step.args)):
+        data = inlined(sealed)
+        if data is None:
+            with open(f"{blobs}/{sealed}", "rb") as file:
+                data = file.read(SCANNED_BYTES)
         wanted.update(name.decode() for name in re.findall(rb"fieldlab_common\.[a-z]+", data))
         if b"context" in data:
             wanted.add("fieldlab_executor.context")
     return sorted(wanted)
 
 
-def _make_folder(path: str) -> None:
-    if not os.path.isdir(path):
-        os.makedirs(path, exist_ok=True)
+def _places(cpus: float | None) -> int:
+    """How many shared workers work at a time: as many as the deployment has CPUs."""
+    return max(1, math.ceil(cpus)) if cpus else os.cpu_count() or 1
 
 
 def _as_json(given: m.Input) -> dict[str, Any]:

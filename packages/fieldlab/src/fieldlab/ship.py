@@ -17,6 +17,7 @@ from typing import Any
 
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
+from fieldlab_common.deployment import MAX_INLINE, inline
 from fieldlab_common.errors import BlobMismatch, DefinitionError, PlanError
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.resolve import Resolution, resolve
@@ -44,23 +45,27 @@ class Blobs:
 
     def seal(self, obj: Any, what: str) -> str:
         """Seal an object and return its digest; note which of the user's modules it needs."""
-        if _is_empty(obj):  # the arguments of most steps in a long chain
-            self._empty = self._empty or self._seal(obj, what)
-            return self._empty
         known = self._sealed.get(id(obj))
-        if known is None:
-            known = self._sealed[id(obj)] = (obj, self._seal(obj, what))  # obj is kept, so that its id stays its own
+        if known is None:  # obj is kept, so that its id stays its own
+            known = self._sealed[id(obj)] = (obj, self.add(self._seal(obj, what)))
         return known[1]
 
-    def _seal(self, obj: Any, what: str) -> str:
+    def seal_arguments(self, obj: Any, what: str) -> str:
+        """Seal a step's arguments and return their digest, or themselves if they are short."""
+        if _is_empty(obj):  # the arguments of most steps of a wide graph
+            self._empty = self._empty or inline(self._seal(obj, what))
+            return self._empty
+        data = self._seal(obj, what)
+        return inline(data) if len(data) <= MAX_INLINE else self.add(data)
+
+    def _seal(self, obj: Any, what: str) -> bytes:
         from fieldlab_common import payload
 
         data = payload.seal(obj, what=what)
-        digest = self.add(data)
         self._roots.update(modules.named_in(data))
         for code in _codes(obj):
             self._roots.update(name for name in modules.imports_of(code) if modules.is_own(name))
-        return digest
+        return data
 
     def seal_file(self, path: str) -> str:
         """Take a file in and return its digest; it is read again when it is sent.

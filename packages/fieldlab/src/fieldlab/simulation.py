@@ -147,6 +147,8 @@ class _Objects:
         self.kept[name] = obj
         return name
 
+    seal_arguments = seal
+
     def seal_file(self, path: str) -> str:
         return f"file {path}"
 

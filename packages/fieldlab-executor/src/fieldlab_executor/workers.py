@@ -1,0 +1,116 @@
+"""Warm workers for ``isolation="shared"``: children that do one job after another instead of ending with the first.
+
+A worker is a child like any other until it is given a shared job (``child``); when it has answered, and has nothing
+left behind, it waits for the next. Who breaks that rule (a thread, a process, a signal that was sent to it) ends with
+its job, and another takes its place: so a job can be killed with its worker and take no other job with it.
+
+What always holds: no more workers than ``most``, and one more for each job that only waits for an event or a barrier;
+no more than ``most`` idle ones; a worker that died is never given a job that it could not begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+
+from fieldlab_executor.pool import Pool, Taker, Warm
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """The workers of one spawner. ``most``: how many work at a time."""
+
+    def __init__(self, pool: Pool, most: int) -> None:
+        self._pool = pool
+        self._most = most
+        self._waiting = 0  # jobs that only wait
+        self._asked = 0  # children that were asked for and have not come
+        self._counted: dict[int, float] = {}  # the workers by pid: CPU seconds of the jobs that they have done
+        self._idle: deque[Warm] = deque()
+        self._takers: deque[Taker] = deque()
+
+    def take(self, taker: Taker) -> None:
+        """Give ``taker`` a worker, now or as soon as one is free."""
+        while self._idle and not self._takers:
+            child = self._idle.pop()  # the one that is warmest
+            if _waits(child):
+                taker(child)
+                return
+            self._dismiss(child)
+        self._takers.append(taker)
+        self._ask()
+
+    def forget(self, taker: Taker) -> bool:
+        """Take back a ``take`` that was not served yet; whether it was there."""
+        with contextlib.suppress(ValueError):
+            self._takers.remove(taker)
+            return True
+        return False
+
+    def give_back(self, child: Warm, cpu: float) -> None:
+        """A worker has done its job, which took ``cpu`` seconds, and waits for the next."""
+        self._counted[child.pid] = self._counted.get(child.pid, 0.0) + cpu
+        self._serve(child)
+
+    def wait(self, more: int) -> None:
+        """So many jobs more (or less) only wait: others may work meanwhile."""
+        self._waiting += more
+        self._ask()
+
+    def ended(self, pid: int) -> float:
+        """The process ``pid`` has ended; CPU seconds of it that were counted with its jobs."""
+        cpu = self._counted.pop(pid, None)
+        if cpu is None:
+            return 0.0
+        for child in [one for one in self._idle if one.pid == pid]:
+            self._idle.remove(child)
+            child.close()
+        self._ask()
+        return cpu
+
+    def lost(self) -> None:
+        """The spawner died, and every worker with it; those that were asked for come from its successor."""
+        self._counted.clear()
+        self.close()
+        self._ask()
+
+    def close(self) -> None:
+        """Let the idle workers go."""
+        while self._idle:
+            self._idle.popleft().close()
+
+    def _ask(self) -> None:
+        while self._asked < len(self._takers) and len(self._counted) + self._asked < self._most + self._waiting:
+            self._asked += 1
+            self._pool.take(self._arrived)
+
+    def _arrived(self, child: Warm) -> None:
+        self._asked -= 1
+        self._counted[child.pid] = 0.0
+        self._serve(child)
+
+    def _serve(self, child: Warm) -> None:
+        if self._takers:
+            self._takers.popleft()(child)
+        elif len(self._idle) < self._most:
+            self._idle.append(child)
+        else:
+            self._dismiss(child)
+
+    def _dismiss(self, child: Warm) -> None:
+        """Let a worker go: it sees the end of its socket and leaves."""
+        self._counted.pop(child.pid, None)
+        child.close()
+
+
+def _waits(child: Warm) -> bool:
+    """Whether it is alive and silent, as a worker that waits for a job is."""
+    try:
+        os.read(child.sock, 1)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
