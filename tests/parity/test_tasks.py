@@ -1,7 +1,6 @@
 """netunicorn's own task objects on our executor: unchanged, and with what came of them on netunicorn's."""
 
 import contextlib
-import logging
 import os
 import time
 
@@ -22,7 +21,6 @@ from netunicorn.base import (
     TaskDispatcher,
     is_successful,
 )
-from netunicorn.executor import executor as their_executor
 from netunicorn.executor import get_local_executor
 from netunicorn.library.tasks.basic import DummyTask, ShellCommand, SleepTask
 from netunicorn.library.tasks.capture.tcpdump import StopNamedCapture
@@ -113,18 +111,8 @@ class Where(TaskDispatcher):
 
 
 @pytest.fixture
-def theirs(monkeypatch, tmp_path):
-    """Runs a graph on netunicorn's executor, which looks up once a second: here, often."""
-
-    class Impatient:
-        def __getattr__(self, name):
-            return getattr(__import__("asyncio"), name)
-
-        async def sleep(self, seconds):
-            await __import__("asyncio").sleep(min(seconds, 0.02))
-
-    monkeypatch.setattr(their_executor, "asyncio", Impatient())
-    monkeypatch.chdir(tmp_path)
+def theirs(impatient):
+    """Runs a graph on netunicorn's executor."""
 
     def run(graph):
         executor = get_local_executor(graph)
@@ -135,7 +123,6 @@ def theirs(monkeypatch, tmp_path):
             executor()
         return executor.execution_graph_results
 
-    logging.getLogger("executor_local").propagate = False
     return run
 
 
