@@ -129,6 +129,18 @@ assert_type(fl.node["site"].exists() | fl.node.tags.contains("x"), fl.Selector)
 # --- a DAG ------------------------------------------------------------------------------------------------------------
 
 
+def define_inner() -> fl.DAG:
+    with fl.DAG("probing") as inner:
+        resolve(fl.arg("name", "example.org")).when(fl.value(fl.arg("go", True)), bool)
+    with fl.DAG("rounds") as rounds:
+        assert_type(inner(name="example.net"), fl.Step[Any])
+        assert_type(fl.repeat(inner.as_task(timeout="5m", retries=1)("example.com"), times=2), fl.Step[list[Any]])
+        fl.map(inner, resolve("example.org"))
+        fl.choose((fl.node.os == "linux", inner), default=inner)(name="example.net")
+    assert_type(rounds >> [inner, inner], fl.Pipeline)
+    return fl.Pipeline("stages").then(rounds).then([inner, inner()])
+
+
 def define(interval: float = 60) -> fl.DAG:
     with fl.DAG("dns", stop_on_failure=True, max_parallel=None, isolation="process") as dag:
         sniff = fl.background(capture("eth0"), stop=signal.SIGINT, grace=10)

@@ -60,7 +60,11 @@ class Play:
         self.measuring: list[bool] = []
         self.finish: Finish | None = None
         if start:
-            self._perform(self.machine.start(0.0))
+            self.begin()
+
+    def begin(self, now: float = 0.0) -> None:
+        self.now = now
+        self._perform(self.machine.start(now))
 
     def send(self, stimulus: Stimulus) -> list[Effect]:
         effects = self.machine.handle(stimulus, self.now)

@@ -7,6 +7,7 @@ import pytest
 from fieldlab_common.deployment import Background, Condition, Graph, Need, On, Repeat, Retry, StepSpec
 from fieldlab_common.errors import IllegalTransition, InvalidMessage
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_common.protocol import ValueRef
 from fieldlab_executor.machine import (
     MAX_ITEMS,
     AttemptEnded,
@@ -304,12 +305,21 @@ def test_an_iteration_that_waited_for_its_turn_is_followed_after_the_whole_inter
     assert list(play.timers.values()) == [110.0]
 
 
-def test_the_last_iteration_starts_within_the_duration() -> None:
-    play = Play(step("a", repeat=Repeat(every=60.0, duration=120.0)))
-    for iteration in range(3):
+@pytest.mark.parametrize(
+    ("every", "duration", "expected"),
+    [(60.0, 120.0, 2), (3600.0, 86_400.0, 24), (0.1, 2.0, 20), (60.0, 130.0, 3), (60.0, 30.0, 1)],
+)
+@pytest.mark.parametrize("began", [0.0, 1_795_000_000.123456])  # sums of times since the epoch are rounded
+def test_iterations_start_before_the_duration_has_passed(
+    every: float, duration: float, expected: int, began: float
+) -> None:
+    play = Play(step("a", repeat=Repeat(every=every, duration=duration)), start=False)
+    play.begin(began)
+    for iteration in range(expected):
+        assert play.finish is None
         play.ok(f"a#{iteration}")
-        play.wait(60.0 * (iteration + 1))
-    assert play.settled("a").iterations == 3
+        play.wait(play.now + 1.01 * every)
+    assert play.settled("a").iterations == expected
     assert play.finish == SUCCESS
 
 
@@ -738,8 +748,8 @@ def test_a_cancel_stops_what_runs_and_cancels_what_waits() -> None:
 def test_what_was_returned_before_the_cancel_reached_it_is_kept() -> None:
     play = Play(step("a"))
     play.send(CancelRequested())
-    play.end("a", OK, value="a reference")
-    assert play.settled("a").value == "a reference"
+    play.end("a", OK, value=ValueRef(json=1))
+    assert play.settled("a").value == ValueRef(json=1)
 
 
 def test_a_cancel_shortens_the_grace_of_a_background_step_that_is_stopping() -> None:

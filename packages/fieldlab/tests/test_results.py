@@ -6,12 +6,13 @@ import base64
 from typing import Any
 
 import pytest
+from fieldlab.ledger import DeploymentLedger, Ledger
 from fieldlab.logs import Logs
-from fieldlab.results import Ledger, Reader, Results
+from fieldlab.results import DeploymentResults, Reader, Results
 from fieldlab_common import payload, wire
 from fieldlab_common import protocol as p
 from fieldlab_common.deployment import Graph, Need, StepSpec
-from fieldlab_common.errors import ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
+from fieldlab_common.errors import BadAnswer, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 
 S, D = StepState, DeploymentState
@@ -215,3 +216,62 @@ def test_results_of_a_run_that_goes_on_are_drawn_as_they_stand() -> None:
 def test_results_without_a_graph_cannot_be_drawn() -> None:
     with pytest.raises(ResultNotReady, match="no graph"):
         fold(graph="")["pi-1"].to_svg()
+
+
+# --- steps that are DAGs ----------------------------------------------------------------------------------------------
+
+NESTED = Graph(
+    name="outer",
+    steps=(
+        StepSpec(name="plain", task="t", code="", args=""),
+        StepSpec(name="outer", task="t", code="", args="", graph=GRAPH),
+    ),
+)
+PATHS = tuple(path for path, _ in NESTED.walk())
+
+
+def inner(*bodies: p.StepRecord, state: DeploymentState = D.RUNNING) -> DeploymentResults:
+    ledger = Ledger()
+    ledger.deployments["pi-1"] = DeploymentLedger()
+    for body in bodies:
+        ledger.add("pi-1", record(body))
+    info = p.DeploymentInfo(name="pi-1", node="raspi", state=state)
+    reader = Reader(
+        blob=lambda digest, size: b"", graph=lambda digest: NESTED, logs=lambda d, s: Logs(), artifacts=lambda d, s: []
+    )
+    return DeploymentResults(info, ledger.deployments["pi-1"], PATHS, reader)
+
+
+def test_what_runs_inside_of_a_step_is_what_runs() -> None:
+    results = inner(
+        p.StepRecord(step="outer", state=S.RUNNING),
+        p.StepRecord(step="outer[0]/first", state=S.RUNNING),
+        p.StepRecord(step="outer[0]/first", state=S.SUCCEEDED, settled=True),
+        p.StepRecord(step="outer[0]/second", state=S.RUNNING),
+    )
+    assert results.running == ("outer[0]/second",)
+    assert [step.name for step in results.walk()] == ["plain", "outer", "outer[0]/first", "outer[0]/second"]
+    assert results["outer"][0]["first"].status is S.SUCCEEDED
+
+
+def test_the_last_attempt_is_the_one_that_is_shown() -> None:
+    results = inner(
+        p.StepRecord(step="outer/first", state=S.FAILED, settled=True),
+        p.StepRecord(step="outer", state=S.FAILED, attempt=1),
+        p.StepRecord(step="outer~2/first", state=S.SUCCEEDED, settled=True),
+    )
+    assert results["outer"]["first"].status is S.SUCCEEDED
+    assert results["outer/first"].status is S.FAILED
+
+
+def test_what_is_inside_of_a_step_that_ended_without_it_has_ended() -> None:
+    results = inner(p.StepRecord(step="outer", state=S.CANCELLED, settled=True))
+    assert results["outer"]["first"].status is S.CANCELLED
+
+
+@pytest.mark.parametrize("path", ["outer", "plain", "outer~", "outer/third", 3])
+def test_a_node_cannot_make_a_value_refer_to_what_is_not_inside(path: object) -> None:
+    for reference in (p.ValueRef(format="steps", json={"x": path}), p.ValueRef(format="step", json=path)):
+        results = inner(p.StepRecord(step="outer", state=S.SUCCEEDED, settled=True, value=reference))
+        with pytest.raises(BadAnswer, match="not inside"):
+            _ = results["outer"].value

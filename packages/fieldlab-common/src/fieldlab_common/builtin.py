@@ -12,18 +12,31 @@ import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fieldlab_common.context import CommandFailed, TaskContext, check_parties
 from fieldlab_common.environment import parse_duration
-from fieldlab_common.errors import ArgumentError, DefinitionError
+from fieldlab_common.errors import ArgumentError, DefinitionError, InvalidNameError
 from fieldlab_common.events import RESERVED_PREFIX
 from fieldlab_common.selector import as_selector
-from fieldlab_common.step import Step
+from fieldlab_common.step import REQUIRED, Arg, Pick, Step, references
 from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, When
 
-__all__ = ["Arg", "Barrier", "Send", "Shell", "WaitFor", "arg", "barrier", "send", "shell", "wait_for"]
+__all__ = [
+    "Arg",
+    "Barrier",
+    "Send",
+    "Shell",
+    "Value",
+    "WaitFor",
+    "arg",
+    "barrier",
+    "check_event_name",
+    "send",
+    "shell",
+    "value",
+    "wait_for",
+]
 
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "text": lambda text: text,
@@ -32,16 +45,16 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Arg:
-    """A placeholder in the list form of ``shell``."""
+def arg(name: str, default: Any = REQUIRED) -> Arg:
+    """A parameter. As an argument of a step: of the DAG that the step is in, filled in where that DAG is called.
 
-    name: str
-
-
-def arg(name: str) -> Arg:
-    """In the list form of ``shell``: the argument of that name."""
-    return Arg(name)
+    In the list form of ``shell``: the argument of that name. ``default``: its value if none is given.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise InvalidNameError(f"{name!r:.100} cannot be the name of a parameter.", advice='Use a name like "host".')
+    if any(isinstance(one, Step | Pick | Arg) for one in references(default)):
+        raise DefinitionError(f"The default of parameter {name!r} is, or holds, a step or another parameter.")
+    return Arg(name, default)
 
 
 class Shell(Task[Any]):
@@ -59,6 +72,7 @@ class Shell(Task[Any]):
     ) -> None:
         self.words, self.name, self.parse, self.ok_codes, self.fill = tuple(words), name, parse, ok_codes, fill
         self.settings, self.when = settings, when
+        self.defaults = {w.name: w.default for w in words if isinstance(w, Arg) and w.default is not REQUIRED}
         self.parameters = tuple(dict.fromkeys(self._parameters()))
 
     def _parameters(self) -> Iterable[str]:
@@ -80,11 +94,11 @@ class Shell(Task[Any]):
             raise ArgumentError(f"{self.name} takes {len(self.parameters)} arguments, not {len(args)}.")
         given = dict(zip(self.parameters, args, strict=False))
         doubled, unknown = given.keys() & kwargs.keys(), kwargs.keys() - set(self.parameters)
-        missing = set(self.parameters) - given.keys() - kwargs.keys()
+        missing = set(self.parameters) - self.defaults.keys() - given.keys() - kwargs.keys()
         if doubled or unknown or missing:
             wrong = ", ".join(sorted(doubled | unknown | missing))
             raise ArgumentError(f"{self.name} takes the arguments ({', '.join(self.parameters)}); wrong: {wrong}.")
-        return Step(self, (), {**given, **kwargs}, takes_context=False)
+        return Step(self, (), {**self.defaults, **given, **kwargs}, takes_context=False)
 
     def command(self, arguments: Mapping[str, Any]) -> list[str]:
         """The argument list with the placeholders filled in."""
@@ -194,6 +208,21 @@ class Barrier(Task[None]):
         ctx.barrier(name, parties, timeout)
 
 
+class Value(Task[Any]):
+    """A value as a step; ``name`` is what steps of it are called by default."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def task_name(self) -> str:
+        return self.name
+
+    def run(self, given: Any) -> Any:
+        """Return it."""
+        return given
+
+
 def _waiting(step: Step[Any]) -> Step[Any]:
     step.takes_slot = False
     return step
@@ -209,21 +238,34 @@ def check_event_name(name: str) -> str:
     return name
 
 
-def wait_for(name: str, *, timeout: float | str | None = None, after: int = 0) -> Step[Any]:
+def _event_name(name: str | Arg) -> str | Arg:
+    """The same, or a parameter: then the node looks at what was given."""
+    return name if isinstance(name, Arg) else check_event_name(name)
+
+
+def value(given: Any) -> Step[Any]:
+    """A step whose value is ``given``: a parameter, a node property, or anything else that can be an argument.
+
+    Where only a step will do: ``.when(fl.value(fl.arg("rate")), lambda rate: rate > 0)``. A parameter gives its name.
+    """
+    return Value(given.name if isinstance(given, Arg) else "value")(given)
+
+
+def wait_for(name: str | Arg, *, timeout: float | str | None = None, after: int = 0) -> Step[Any]:
     """A gate: a step that ends when the event comes (also if it came before); its value is the event's data.
 
     It fails after ``timeout`` seconds. ``after``: only events with a higher number count.
     """
     seconds = None if timeout is None else parse_duration(timeout)
-    return _waiting(WaitFor()(check_event_name(name), seconds, after))
+    return _waiting(WaitFor()(_event_name(name), seconds, after))
 
 
-def send(name: str, data: Any = None) -> Step[None]:
+def send(name: str | Arg, data: Any = None) -> Step[None]:
     """A step that sends an event; ``data`` may hold steps and node properties."""
-    return Send()(check_event_name(name), data)
+    return Send()(_event_name(name), data)
 
 
-def barrier(name: str, *, parties: int | str = "all", timeout: float | str | None = None) -> Step[None]:
+def barrier(name: str | Arg, *, parties: int | str = "all", timeout: float | str | None = None) -> Step[None]:
     """A step that ends when all ``parties`` have come: a number, ``"all"`` deployments, or a role.
 
     It fails with BarrierBroken when it can no longer fill, and after ``timeout`` seconds. A number needs a timeout:
@@ -231,4 +273,4 @@ def barrier(name: str, *, parties: int | str = "all", timeout: float | str | Non
     """
     seconds = None if timeout is None else parse_duration(timeout)
     check_parties(parties, seconds)
-    return _waiting(Barrier()(check_event_name(name), parties, seconds))
+    return _waiting(Barrier()(_event_name(name), parties, seconds))

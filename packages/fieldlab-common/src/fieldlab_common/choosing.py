@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
-from fieldlab_common.dag import DAG
 from fieldlab_common.environment import Requirements
+from fieldlab_common.expand import Use, walk
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Always, Field
-from fieldlab_common.step import ByNode, Step
+from fieldlab_common.step import ByNode
 from fieldlab_common.task import Implementation, Task, task_of
 
 __all__ = ["Choices", "Decision", "Picked", "Rejected", "StepChoice", "Survey"]
@@ -103,54 +103,59 @@ class Decision:
 
     def unfit(self) -> Iterator[tuple[str, tuple[Rejected, ...]]]:
         """The steps that no implementation of their task fits, and why."""
-        for step in self._survey.steps if len(self) < len(self._survey.steps) else ():
-            verdict = self._verdicts[id(step.task)]
+        for use in self._survey.uses if len(self) < len(self._survey.uses) else ():
+            verdict = self._verdicts[id(use.step.task)]
             if verdict.place is None:
-                yield step.name, verdict.rejected
+                yield use.path, verdict.rejected
 
     def choices(self, deployment: str) -> Iterator[StepChoice]:
         """The choices, as those of ``deployment``."""
-        for step in self._survey.steps:
-            verdict = self._verdicts[id(step.task)]
+        for use in self._survey.uses:
+            verdict = self._verdicts[id(use.step.task)]
             if verdict.place is not None:
                 yield StepChoice(
                     deployment=deployment,
-                    step=step.name,
-                    task=step.task.task_name,
-                    implementation=self.picked.implementations[step.name].name,
+                    step=use.path,
+                    task=use.step.task.task_name,
+                    implementation=self.picked.implementations[use.path].name,
                     because=verdict.because,
                     rejected=verdict.rejected,
                 )
 
 
 class Survey:
-    """A DAG, looked through once. ``fields``: the steps that each node property is an argument of, by its name."""
+    """The steps of a DAG, and of those inside of it, looked through once.
 
-    def __init__(self, dag: DAG) -> None:
-        self.steps: tuple[Step[Any], ...] = dag.checked()
+    ``fields``: the steps that each node property is an argument of, by its name.
+    """
+
+    def __init__(self, top: tuple[Use, ...]) -> None:
+        self.top = top
+        self.uses = tuple(walk(top))
         self.fields: dict[str, list[str]] = {}
         self.by_node: set[str] = set()  # the steps with an argument that is computed for each node
         self._ways: dict[int, tuple[Implementation, ...]] = {}  # by the task's id
         self._made: dict[int, Task[Any]] = {}  # the tasks that make implementations up for each node
-        for step in self.steps:
-            task = task_of(step)
+        for use in self.uses:
+            task = task_of(use.step)
             if id(task) not in self._ways:
                 self._ways[id(task)] = task.implementations()
                 if type(task).implementations_for is not Task.implementations_for:
                     self._made[id(task)] = task
-            self._note(step)
+            if use.step.refers:
+                self._note(use)
         ways = self._ways.items()
         self._open = [key for key, one in ways if key in self._made or not isinstance(one[0].when, Always)]
         self._fixed: dict[int, _Verdict] = {}  # of the other tasks; the first node that is asked gives them
         self._decisions: dict[tuple[_Verdict, ...], Decision] = {}
         self._picked: dict[tuple[int | None, ...], Picked] = {}
 
-    def _note(self, step: Step[Any]) -> None:
-        for reference in step.refers:
-            if isinstance(reference, Field):
-                self.fields.setdefault(reference.__fieldlab_reference__()[1], []).append(step.name)
-            elif isinstance(reference, ByNode):
-                self.by_node.add(step.name)
+    def _note(self, use: Use) -> None:
+        for reference in use.refers:
+            if isinstance(reference, ByNode):
+                self.by_node.add(use.path)
+            elif isinstance(reference, Field) and not use.inside:  # else it is noted where it is used
+                self.fields.setdefault(reference.__fieldlab_reference__()[1], []).append(use.path)
 
     def decide(self, node: Node) -> Decision:
         """What ``node`` decides."""
@@ -168,10 +173,10 @@ class Survey:
         key = tuple(one.place for one in answers)
         if key not in self._picked:
             found: dict[str, Implementation] = {}
-            for step in self.steps:
-                place = verdicts[id(step.task)].place
+            for use in self.uses:
+                place = verdicts[id(use.step.task)].place
                 if place is not None:
-                    found[step.name] = self._ways[id(step.task)][place]
+                    found[use.path] = self._ways[id(use.step.task)][place]
             self._picked[key] = Picked(found)
         return self._picked[key]
 

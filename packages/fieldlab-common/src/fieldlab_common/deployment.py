@@ -7,20 +7,23 @@ The executor's machine reads it; the director stores it unread.
 
 Invariants, checked once where a graph is made (``dag`` and ``resolve``) and relied on afterwards: step names are
 unique; every name that an edge mentions is a step of the graph; edges form no circle; steps stand in an order in
-which everything a step needs stands before it.
+which everything a step needs stands before it. A step that is a DAG itself has that graph in ``StepSpec.graph``, for
+which the same holds, at most ``MAX_DEPTH`` deep.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fieldlab_common import paths
 from fieldlab_common.environment import Environment, Resources
 from fieldlab_common.node import Node
 
 __all__ = [
+    "MAX_DEPTH",
     "MAX_INLINE",
     "Background",
     "Condition",
@@ -34,6 +37,8 @@ __all__ = [
     "inline",
     "inlined",
 ]
+
+MAX_DEPTH = 8  # so many DAGs may stand around a step besides the outermost one
 
 
 class On(StrEnum):
@@ -93,7 +98,7 @@ class Condition:
 class Repeat:
     """The step runs again and again; its value is the list of its iterations' values.
 
-    It ends after ``times`` iterations, or when the next would start later than ``duration`` seconds after the first,
+    It ends after ``times`` iterations, or when the next would not start before ``duration`` seconds after the first,
     or when the callable in blob ``until``, given the last value, returns something true. ``every`` is the time between
     two starts in seconds (0: one after the other; an iteration that takes longer than that delays the next).
     ``keep_going``: a failed iteration has the value None and the next runs; otherwise the step fails.
@@ -119,6 +124,10 @@ class StepSpec:
     the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``isolation``: ``process``
     or ``shared`` (in a warm worker, with what it evaluates). ``keep_processes``: what it leaves running ends with the
     deployment.
+
+    ``graph``: the step is a DAG, run once for each attempt and iteration; ``code`` and ``args`` are then empty, because
+    what it was called with stands in the arguments of the steps inside of it. ``outer``: what those refer to in the
+    DAGs around: ``^name`` a step of the DAG around, ``^`` the item that this is mapped over, ``^^`` one further out.
     """
 
     name: str
@@ -144,6 +153,8 @@ class StepSpec:
     slot: bool = True
     files: tuple[str, ...] = ()
     keep_processes: bool = False
+    outer: tuple[str, ...] = ()
+    graph: Graph | None = None
 
 
 MAX_INLINE = 1024  # bytes of sealed arguments that stand in the graph
@@ -181,13 +192,19 @@ class Graph:
     def blobs(self) -> tuple[str, ...]:
         """The digests of every blob that running the graph takes, each once, in order of first use."""
         found: dict[str, None] = dict.fromkeys(self.bundles)
-        for step in self.steps:
-            found.update(dict.fromkeys((step.code, *step.files)))
-            if inlined(step.args) is None:
-                found[step.args] = None
+        for _, step in self.walk():
+            args = () if inlined(step.args) is not None else (step.args,)
             extra = (step.retry.condition, step.when and step.when.code, step.repeat and step.repeat.until)
-            found.update(dict.fromkeys(code for code in extra if code))
+            found.update(dict.fromkeys(one for one in (step.code, *args, *step.files, *extra) if one))
         return tuple(found)
+
+    def walk(self, scope: str = "") -> Iterator[tuple[str, StepSpec]]:
+        """Every step with its plain path, those inside of a step that is a DAG right after it."""
+        for step in self.steps:
+            path = paths.join(scope, step.name)
+            yield path, step
+            if step.graph is not None:
+                yield from step.graph.walk(path)
 
 
 @dataclass(frozen=True, kw_only=True)

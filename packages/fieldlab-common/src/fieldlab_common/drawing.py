@@ -141,10 +141,15 @@ def lines_to(name: str, needs: Iterable[Need], during: Iterable[str], condition:
         yield Line(source=other, target=name, kind=Kind.DURING)
 
 
-def notes_of(*, background: bool, repeated: bool, mapped: bool, need: str) -> tuple[str, ...]:
-    """What is special about a step, in words."""
+def notes_of(
+    *, background: bool, repeated: bool, mapped: bool, need: str, inside: Sequence[int] = ()
+) -> tuple[str, ...]:
+    """What is special about a step, in words. ``inside``: the steps of the DAG that it is, or of each it may be."""
     said = {"background": background, "repeated": repeated, "for each item": mapped, "any one edge": need == "any"}
-    return tuple(word for word, holds in said.items() if holds)
+    shape = f"one of {len(inside)} DAGs"
+    if len(inside) == 1:
+        shape = f"DAG of {inside[0]} step{'s' if inside[0] != 1 else ''}"
+    return (*((shape,) if inside else ()), *(word for word, holds in said.items() if holds))
 
 
 def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None) -> Drawing:
@@ -157,6 +162,7 @@ def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None) ->
                 repeated=step.repeat is not None,
                 mapped=step.over is not None,
                 need=step.need,
+                inside=(len(step.graph.steps),) if step.graph is not None else (),
             ),
             background=step.background is not None,
             several=step.repeat is not None or step.over is not None,

@@ -90,7 +90,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"  # a person or a program asked for it
     TERMINATED = "terminated"  # the executor itself was told to stop (SIGTERM, walltime)
     COMPLETED = "completed"  # the deployment ended and every failure was handled
-    STEP_FAILED = "step_failed"  # the deployment has a failed step that nothing handled
+    STEP_FAILED = "step_failed"  # the deployment, or the DAG that the step is, has a failed step that nothing handled
     PREPARE_FAILED = "prepare_failed"  # the environment could not be made
     LAUNCH_FAILED = "launch_failed"  # no executor could be started
     EXECUTOR_LOST = "executor_lost"  # the executor died without ending its deployment

@@ -161,7 +161,7 @@ def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
         resources=deployment.resources,
         role=deployment.role,
         python=deployment.python,
-        steps=len(deployment.graph.steps),
+        steps=sum(1 for _ in deployment.graph.walk()),
     )
 
 

@@ -77,6 +77,9 @@ class ValueRef:
 
     Inline, ``json`` has the tagged document of ``payload`` and ``data`` a pickle in base64. A larger value is the
     artifact with ``sha256``. ``summary`` tells people what it is without opening it.
+
+    The value of a step that is a DAG refers to steps inside of it: ``step``, whose path ``json`` is, or ``steps``: a
+    dict of the values of several, by name, for which ``json`` has their paths (None: it has no value).
     """
 
     format: str = "json"

@@ -10,18 +10,19 @@ Nodes that resolve alike share one ``Graph`` object, and so one blob.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fieldlab_common.builtin import Barrier, WaitFor
 from fieldlab_common.choosing import Choices, Decision, Picked, Rejected, StepChoice, Survey
-from fieldlab_common.dag import DAG, steps_of
+from fieldlab_common.dag import DAG, DagTask, steps_of
 from fieldlab_common.deployment import Condition, Deployment, Graph, Repeat, Retry, StepSpec
 from fieldlab_common.environment import Environment, Host, Venv, conflicting_pins
-from fieldlab_common.errors import FieldlabError
+from fieldlab_common.errors import ArgumentError, FieldlabError
+from fieldlab_common.expand import Filler, Scope, Use, expand, has_choice, walk
 from fieldlab_common.experiment import Assignment, Experiment
-from fieldlab_common.node import Node, facts_of
-from fieldlab_common.step import ByNode, File, Pick, Step, name_of, needs_of
+from fieldlab_common.node import facts_of
+from fieldlab_common.step import Arg, ByNode, File, Pick, Step, name_of, needs_of
 from fieldlab_common.task import Implementation, TaskSettings, arguments_for, sendable, task_of
 
 __all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
@@ -86,7 +87,8 @@ class _Resolver:
         self._sealer = sealer
         self._python = python
         self._deployments: list[Deployment] = []
-        self._surveys: dict[int, Survey] = {}  # by the DAG's id
+        self._surveys: dict[tuple[int, ...], Survey] = {}  # by the id of the DAG, and of those chosen inside of it
+        self._depends: dict[int, bool] = {}  # by the DAG's id: whether a DAG inside of it is chosen by node
         self._decided: list[tuple[str, Decision]] = []
         self._problems: list[Problem] = []
         self._why: dict[str, str] = {}
@@ -116,7 +118,11 @@ class _Resolver:
         if dag is None:
             return
         before = len(self._problems)
-        survey = self._survey(dag)
+        try:
+            survey = self._survey(dag, assignment)
+        except ArgumentError as error:
+            self._problem(assignment, error.code, str(error))
+            return
         decision = self._implementations(assignment, survey)
         environment = self._environment(assignment, decision.picked)
         self._fits(assignment, environment)
@@ -155,10 +161,18 @@ class _Resolver:
 
     # --- implementations and environment ---
 
-    def _survey(self, dag: DAG) -> Survey:
-        if id(dag) not in self._surveys:
-            self._surveys[id(dag)] = Survey(dag)
-        return self._surveys[id(dag)]
+    def _survey(self, dag: DAG, assignment: Assignment) -> Survey:
+        if id(dag) not in self._depends:
+            self._depends[id(dag)] = has_choice(dag)
+        uses: tuple[Use, ...] = ()
+        key: tuple[int, ...] = (id(dag),)
+        if self._depends[id(dag)] or key not in self._surveys:
+            uses = expand(dag, assignment.node, Scope(dag.bind((), {}), isolation=dag.isolation))
+        if self._depends[id(dag)]:
+            key = (id(dag), *(id(use.dag) for use in walk(uses) if isinstance(use.step.task, DagTask)))
+        if key not in self._surveys:
+            self._surveys[key] = Survey(uses)
+        return self._surveys[key]
 
     def _implementations(self, assignment: Assignment, survey: Survey) -> Decision:
         decision = survey.decide(assignment.node)
@@ -208,7 +222,7 @@ class _Resolver:
         known = self._by_value.get(id(picked))
         if known is None:
             chosen = picked.implementations
-            known = any(step.name in chosen and _is_by_value(step, chosen[step.name]) for step in survey.steps)
+            known = any(one.path in chosen and _is_by_value(one.step, chosen[one.path]) for one in survey.uses)
             self._by_value[id(picked)] = known
         return known
 
@@ -258,22 +272,13 @@ class _Resolver:
         key = (id(picked), assignment.name if survey.by_node else "")
         if key in self._graphs:
             return self._graphs[key]
-        shared = self._specs.setdefault(id(picked), {})
-        specs: list[StepSpec] = []
-        for step in survey.steps:
-            try:
-                spec = shared.get(step.name) or self._spec(step, picked.implementations[step.name], assignment.node)
-            except FieldlabError as error:
-                self._problem(assignment, error.code, str(error), step.name)
-                continue
-            specs.append(spec)
-            if step.name not in survey.by_node:
-                shared[step.name] = spec
-        if len(specs) < len(dag):
+        before = len(self._problems)
+        specs = self._specs_of(survey.top, assignment, survey, picked)
+        if len(self._problems) > before:
             return None
         graph = Graph(
             name=dag.name,
-            steps=tuple(specs),
+            steps=specs,
             max_parallel=dag.max_parallel,
             stop_on_failure=dag.stop_on_failure,
             bundles=self._sealer.bundles(),
@@ -282,35 +287,72 @@ class _Resolver:
         self._graphs[key] = graph
         return graph
 
-    def _spec(self, step: Step[Any], implementation: Implementation, node: Node) -> StepSpec:
+    def _specs_of(
+        self, uses: tuple[Use, ...], assignment: Assignment, survey: Survey, picked: Picked
+    ) -> tuple[StepSpec, ...]:
+        shared = self._specs.setdefault(id(picked), {})
+        specs: list[StepSpec] = []
+        for use in uses:
+            implementation = picked.implementations[use.path]
+            try:
+                if use.inside:
+                    inside = self._specs_of(use.inside, assignment, survey, picked)
+                    spec = self._nested(use, implementation, inside)
+                else:
+                    spec = shared.get(use.path) or self._spec(use, implementation, assignment)
+            except FieldlabError as error:
+                self._problem(assignment, error.code, str(error), use.path)
+                continue
+            specs.append(spec)
+            if not use.inside and use.path not in survey.by_node:
+                shared[use.path] = spec
+        return tuple(specs)
+
+    def _spec(self, use: Use, implementation: Implementation, assignment: Assignment) -> StepSpec:
         settings = implementation.settings
-        files = {r.path: self._sealer.seal_file(r.path) for r in step.refers if isinstance(r, File)}
-        over_path: tuple[Any, ...] = step.over.path if isinstance(step.over, Pick) else ()
+        filler = Filler(assignment.node, self._sealer.seal_file)
+        arguments: Any = arguments_for(implementation.call, use.step.args, use.step.kwargs)
+        if any(isinstance(r, ByNode | File | Arg) for r in use.step.refers):
+            arguments = filler.fill(arguments, use.scope)
         return StepSpec(
-            name=step.name,
-            task=step.task.task_name,
-            implementation=implementation.name,
-            code=self._code(step, implementation),
-            args=self._args(step, implementation, node, files),
-            needs=needs_of(step),
-            need=step.need,
-            during=tuple(dict.fromkeys(other.name for other in step.during_steps)),
-            background=step.background,
-            timeout=settings.timeout,
-            retry=self._retry(step, implementation),
-            when=self._condition(step),
-            repeat=self._repeat(step),
-            over=name_of(step.over),
-            over_path=over_path,
+            **self._common(use, implementation),
+            code=self._code(use.step, implementation),
+            args=self._sealer.seal_arguments(arguments, f"the arguments of step {use.path!r}"),
             env=dict(settings.env),
             cwd=settings.cwd,
-            measured=step.is_measured,
-            exclusive=step.exclusives,
-            isolation=_isolation(step, settings),
-            slot=step.takes_slot,
-            files=tuple(dict.fromkeys(files.values())),
+            files=tuple(filler.files),
+            outer=tuple(filler.outer),
             keep_processes=settings.keep_processes,
         )
+
+    def _nested(self, use: Use, implementation: Implementation, inside: tuple[StepSpec, ...]) -> StepSpec:
+        dag = use.dag
+        assert dag is not None  # what is inside of it was found there
+        graph = Graph(name=dag.name, steps=inside, max_parallel=dag.max_parallel, stop_on_failure=dag.stop_on_failure)
+        return StepSpec(**self._common(use, implementation), code="", args="", graph=graph)
+
+    def _common(self, use: Use, implementation: Implementation) -> dict[str, Any]:
+        """What a step's spec has, whether it is a task or a DAG."""
+        step = use.step
+        return {
+            "name": step.name,
+            "task": step.task.task_name,
+            "implementation": implementation.name,
+            "needs": needs_of(step),
+            "need": step.need,
+            "during": tuple(dict.fromkeys(other.name for other in step.during_steps)),
+            "background": step.background,
+            "timeout": implementation.settings.timeout,
+            "retry": self._retry(step, implementation),
+            "when": self._condition(step),
+            "repeat": self._repeat(step),
+            "over": name_of(step.over),
+            "over_path": step.over.path if isinstance(step.over, Pick) else (),
+            "measured": step.is_measured,
+            "exclusive": step.exclusives,
+            "isolation": _isolation(use, implementation.settings),
+            "slot": step.takes_slot,
+        }
 
     def _code(self, step: Step[Any], implementation: Implementation) -> str:
         task = task_of(step)
@@ -319,12 +361,6 @@ class _Resolver:
             code, _ = sendable(task, implementation)
             self._codes[key] = self._sealer.seal(code, f"task {task.task_name!r}")
         return self._codes[key]
-
-    def _args(self, step: Step[Any], implementation: Implementation, node: Node, files: Mapping[str, str]) -> str:
-        arguments = arguments_for(implementation.call, step.args, step.kwargs)
-        if any(isinstance(r, ByNode | File) for r in step.refers):
-            arguments = _filled(arguments, node, files)
-        return self._sealer.seal_arguments(arguments, f"the arguments of step {step.name!r}")
 
     def _function(self, function: Callable[..., Any], what: str) -> str:
         return self._sealer.seal(function, what)
@@ -362,35 +398,11 @@ def _is_by_value(step: Step[Any], implementation: Implementation) -> bool:
     return any(functions) or sendable(task_of(step), implementation)[1]
 
 
-def _isolation(step: Step[Any], settings: TaskSettings) -> str:
-    """What its task says, else what its DAG says; a background step would keep a shared worker from all others."""
-    if step.background is not None:
+def _isolation(use: Use, settings: TaskSettings) -> str:
+    """What its task says, else what the DAGs around it say; a background step would keep a worker from all others."""
+    if use.step.background is not None:
         return "process"
-    return settings.isolation or (step.dag.isolation if step.dag is not None else None) or "process"
-
-
-def _filled(value: Any, node: Node, files: Mapping[str, str]) -> Any:
-    """The arguments with files named by digest and by_node computed."""
-    if isinstance(value, ByNode):
-        return value.function(node)
-    if isinstance(value, File):
-        return _FileReference(files[value.path], value.path.replace("\\", "/").rpartition("/")[2])
-    if isinstance(value, Mapping):
-        return {_filled(k, node, files): _filled(v, node, files) for k, v in value.items()}
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_filled(v, node, files) for v in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: _filled(getattr(value, f.name), node, files) for f in fields(value) if f.init}
-        return type(value)(**changed)
-    return value
-
-
-class _FileReference:
-    def __init__(self, digest: str, name: str) -> None:
-        self._parts = ("file", digest, name)
-
-    def __fieldlab_reference__(self) -> tuple[str, str, str]:
-        return self._parts
+    return settings.isolation or use.scope.isolation or "process"
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

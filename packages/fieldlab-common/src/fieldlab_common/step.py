@@ -30,6 +30,8 @@ else:
     R = TypeVar("R")
 
 __all__ = [
+    "REQUIRED",
+    "Arg",
     "ByNode",
     "Edge",
     "File",
@@ -92,14 +94,30 @@ class ByNode:
     function: Callable[[Node], Any]
 
 
+class _Required:
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Any = _Required()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arg:
+    """A parameter: of the DAG whose step has it as an argument, or of the command whose list it is in."""
+
+    name: str
+    default: Any = REQUIRED
+
+
 def by_node(function: Callable[[Node], Any]) -> Any:
     """A parameter that is computed, on the client, for each node: ``by_node(lambda node: node["rate"] * 2)``."""
     return ByNode(function)
 
 
 def references(value: Any) -> Iterator[Any]:
-    """Every step, pick, field, file and by_node that an argument is or holds (in containers and dataclasses too)."""
-    if isinstance(value, _Stands | Field | File | ByNode):
+    """Every step, pick, field, file, by_node and arg that an argument is or holds (in containers, dataclasses too)."""
+    if isinstance(value, _Stands | Field | File | ByNode | Arg):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
@@ -284,6 +302,11 @@ class Step(_Stands, Generic[R]):
 
     def when(self, step: Step[Any] | Pick, condition: Callable[[Any], bool]) -> Step[R]:
         """Run it only if ``condition``, given the value of ``step``, is true; otherwise it is skipped."""
+        if isinstance(step, Arg):
+            raise DefinitionError(
+                f"The parameter {step.name!r} is no step, and a condition is on a step's value.",
+                advice=f"Make a step of it: .when(fl.value(fl.arg({step.name!r})), ...).",
+            )
         if not isinstance(step, Step | Pick) or not callable(condition):
             raise DefinitionError("when() takes a step and a function of its value.")
         if self.condition is not None:
@@ -357,7 +380,9 @@ def _flat(steps: Iterable[Any]) -> Iterator[Step[Any]]:
         elif isinstance(step, list | tuple):
             yield from _flat(step)
         else:
-            raise DefinitionError(f"{step!r} is no step.", advice="Call a task to make a step of it: task(...).")
+            raise DefinitionError(
+                f"{step!r} is no step.", advice="Call a task or a DAG to make a step of it: task(...), dag(...)."
+            )
 
 
 # --- what leads to a step --------------------------------------------------------------------------------------------

@@ -50,11 +50,11 @@ class Deployment(Protocol):
     def said(self, attempt: Attempt, stream: str, text: str) -> None:
         """The attempt logged something."""
 
-    def result_of(self, step: str) -> dict[str, Any] | None:
-        """What may be known of a step's result now; None: there is no such step."""
+    def result_of(self, attempt: Attempt, step: str) -> dict[str, Any] | None:
+        """What may be known now of the result of a step that the attempt names; None: there is no such step."""
 
-    def results(self) -> list[str]:
-        """The steps that have a value."""
+    def results(self, attempt: Attempt) -> list[str]:
+        """The steps that have a value and that the attempt sees."""
 
 
 class Answers:
@@ -190,13 +190,13 @@ class Answers:
     # --- results and store
 
     def _input(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
-        found = self._deployment.result_of(ask["name"])
+        found = self._deployment.result_of(attempt, ask["name"])
         if found is None:
             raise UnknownNameError(f"There is no step {ask['name']!r:.100} in this deployment.")
         return {"input": found}
 
     def _results(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
-        return {"names": self._deployment.results()}
+        return {"names": self._deployment.results(attempt)}
 
     def _store_get(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
         return {"found": ask["key"] in self._store, "handle": self._store.get(ask["key"])}

@@ -8,7 +8,8 @@ that is for the supervisor to say, so ``sys.exit`` and ``os._exit`` need no care
 
 Values stay on the node as files under ``values/`` or, small ones, inside the frames. A *handle* says where:
 ``{"j": document}``, ``{"x": file}`` with a document, ``{"b": base64}`` or ``{"p": file}`` with a pickle, or null
-for None.
+for None. The value of a step that is a DAG is put together of those inside: ``{"l": [handles]}``, ``{"d": {name:
+handle}}``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class Values:
             return payload.decode_value("json", handle["j"])
         if "x" in handle:
             return payload.decode_value("json", json.loads(self._read(handle["x"])))
+        if "l" in handle:
+            return [self.open(one) for one in handle["l"]]
+        if "d" in handle:
+            return {name: self.open(one) for name, one in handle["d"].items()}
         return payload.loads_local(base64.b64decode(handle["b"]) if "b" in handle else self._read(handle["p"]))
 
     def open_input(self, given: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
+from fieldlab_common import paths
 from fieldlab_common.context import (
     Artifact,
     Clock,
@@ -364,7 +365,7 @@ class Context(TaskContext):
         self.clock = Clock(offset=facts["clock"][0], bound=facts["clock"][1])
         self.step = job["step"]
         self.attempt = job["attempt"]
-        self.iteration = job["iteration"] or 0
+        self.iteration = (job["iteration"] if job["iteration"] is not None else paths.iteration_of(self.step)) or 0
         self.log = _logger(connection, self.step)
 
     @property

@@ -45,7 +45,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """One attempt: the step, its attempt counted from 1, its iteration counted from 0 (None: it is not iterated)."""
+    """One attempt: the step, its attempt counted from 1, its iteration counted from 0 (None: it is not iterated).
+
+    ``step`` is a path (``fieldlab_common.paths``), as it is in records.
+    """
 
     step: str
     attempt: int = 1
@@ -121,11 +124,15 @@ class TimerFired:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """The answer to an ``Evaluate``: a truth value, or a length; ``error`` says why there is none."""
+    """The answer to an ``Evaluate``: a truth value, or a length; ``error`` says why there is none.
+
+    With a length, ``items`` has a handle for each item of the list.
+    """
 
     id: int
     value: bool | int | None = None
     error: str = ""
+    items: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,11 +167,13 @@ Stimulus = AttemptReady | AttemptWaits | AttemptEnded | TimerFired | Evaluated |
 class StartAttempt:
     """Run the step. ``inputs``: by name, every step that its arguments may refer to.
 
-    A fan-out takes item ``key.iteration`` of the value of ``StepSpec.over`` at ``StepSpec.over_path``.
+    A name that begins with ``^`` is one of the DAG around the step's own (``^^``: of the DAG around that), and ``^``
+    alone the item that this DAG is mapped over. ``item``: the handle of the item that the step itself is mapped over.
     """
 
     key: Key
     inputs: Mapping[str, Input]
+    item: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,11 +212,12 @@ class Evaluate:
 
     ``when``, ``until``: call blob ``code`` with the value; ``retry_if``: with ``text``, the error; ``length``: count
     the items of the list. The value is that of ``handle`` (``many``: ``handle`` is the tuple of an iterated step's
-    handles, the value their list), followed along ``path``.
+    handles, the value their list), followed along ``path``. ``step`` is the step that asks.
     """
 
     id: int
     kind: Literal["when", "until", "retry_if", "length"]
+    step: str
     code: str | None = None
     handle: Any = None
     many: bool = False
@@ -218,9 +228,10 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Append the record to the journal's control lane."""
+    """Append the record to the journal's control lane. ``handle``: the value of a step that is a DAG."""
 
     record: StepRecord
+    handle: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

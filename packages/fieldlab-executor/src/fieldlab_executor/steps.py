@@ -1,43 +1,44 @@
-"""What the machine remembers: each step's place between waiting and ended, and who holds which slot.
+"""What the machine remembers of one run of a graph: each step's place between waiting and ended.
 
 ``wire`` turns a graph into ``Step`` objects that know each other, with counters instead of sets to be searched, so that
-an edge is looked at once when its source ends, however large the graph is. ``Slots`` shares out ``max_parallel`` and
-the exclusive resources, first come first served; an attempt takes all that it needs at once or nothing, so that two
-attempts can never wait for each other.
+an edge is looked at once when its source ends, however large the graph is.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fieldlab_common.deployment import Graph, Need, On, StepSpec
+from fieldlab_common import paths
+from fieldlab_common.deployment import MAX_DEPTH, Graph, Need, On, StepSpec
 from fieldlab_common.errors import InvalidMessage
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import StepRecord
 
 from fieldlab_executor.instructions import Input, Key, Outcome
+from fieldlab_executor.slots import Order, Resource
 
-__all__ = ["STOPPED_AS", "Item", "Slots", "Step", "attempt_record", "judged", "settled_record", "wire"]
+if TYPE_CHECKING:
+    from fieldlab_executor.traversal import Traversal
 
-# What a step becomes that was told to stop, by the reason why.
-STOPPED_AS: Mapping[Reason, StepState] = {
-    Reason.STOPPED: StepState.SUCCEEDED,
-    Reason.EARLY_END: StepState.FAILED,
-    Reason.REFUSED: StepState.FAILED,
-    Reason.STOP_ON_FAILURE: StepState.CANCELLED,
-    Reason.CANCELLED: StepState.CANCELLED,
-    Reason.TERMINATED: StepState.CANCELLED,
-}
+__all__ = [
+    "Item",
+    "Step",
+    "attempt_record",
+    "check_inner",
+    "judged",
+    "last_steps",
+    "settled_record",
+    "wire",
+]
 
 
 @dataclass(slots=True, eq=False)
 class Item:
     """One iteration of a step, or a step that is not iterated (``iteration`` None): what is tried, and tried again."""
 
+    within: Traversal
     step: Step
     iteration: int | None
     planned: float  # when it was to start; when it did, if it had to wait for its turn
@@ -53,12 +54,15 @@ class Item:
     started: float = 0.0
     failed: Outcome | None = None  # how its last attempt failed, if it is to be tried again
     lent: bool = False  # it waits, and another may use its place in a shared worker
-    woken: str = ""  # the resource whose release brought it back to the queue
+    order: Order = ()  # its place among those that want to start
+    queued: bool = False  # it wants to start
+    woken: Resource | None = None  # whose release brought it back to the queue
+    inner: Traversal | None = None  # of a step that is a DAG: the run of it that is this attempt
 
     @property
     def key(self) -> Key:
         """The key of its present attempt."""
-        return Key(step=self.step.spec.name, attempt=self.attempt, iteration=self.iteration)
+        return Key(step=self.step.path, attempt=self.attempt, iteration=self.iteration)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +79,7 @@ class Step:
     """One step of the graph as it stands."""
 
     spec: StepSpec
+    path: str
     state: StepState = StepState.WAITING
     # what it waits for, and who waits for it
     edges: list[Edge] = field(default_factory=list)
@@ -97,14 +102,18 @@ class Step:
     own_left: int = 0  # foreground steps that descend from it and have not ended
     ancestors: list[Step] = field(default_factory=list)  # the background steps whose `own_left` it counts for
     # as it runs
+    resources: tuple[Resource, ...] = ()  # what each of its items takes
+    listed: tuple[Any, ...] = ()  # of a fan-out: the handle of each item of the list
     items: dict[int | None, Item] = field(default_factory=dict)  # those that have not ended
     handles: list[Any] = field(default_factory=list)
     failure: Outcome | None = None  # how the first item failed
     started: float | None = None
     intent: Reason | None = None  # why it was told to stop; the first reason stays
     intent_message: str = ""
+    stopped_as: StepState = StepState.CANCELLED  # what it then becomes
     error: str = ""
     message: str = ""
+    summary: str = ""  # of its value
 
     @property
     def name(self) -> str:
@@ -150,7 +159,26 @@ class Step:
 # --- from the graph ---------------------------------------------------------------------------------------------------
 
 
-def wire(graph: Graph) -> dict[str, Step]:
+def check_inner(graph: Graph, depth: int = 0) -> None:
+    """Refuse a graph with a DAG inside of it that breaks an invariant of ``deployment``; ``depth``: DAGs around it.
+
+    Raises:
+        InvalidMessage: running it might never end, or fail in the middle.
+    """
+    for spec in graph.steps:
+        if any(len(name) - len(name.lstrip("^")) > depth for name in spec.outer):
+            raise InvalidMessage(f"Step {spec.name!r} refers to a DAG around it that is not there.")
+        if spec.graph is None:
+            continue
+        if depth >= MAX_DEPTH:
+            raise InvalidMessage(f"Step {spec.name!r} is a DAG inside of more than {MAX_DEPTH} others.")
+        if spec.background is not None or not spec.graph.steps:
+            raise InvalidMessage(f"Step {spec.name!r} is a DAG; it must have steps, and cannot be a background step.")
+        wire(spec.graph)
+        check_inner(spec.graph, depth + 1)
+
+
+def wire(graph: Graph, scope: str = "") -> dict[str, Step]:
     """Make the steps of ``graph``, each knowing its neighbours, in the graph's order.
 
     Raises:
@@ -162,11 +190,16 @@ def wire(graph: Graph) -> dict[str, Step]:
     for spec in graph.steps:
         if spec.name in steps:
             raise InvalidMessage(f"The graph has two steps named {spec.name!r}.")
-        step = Step(spec)
+        step = Step(spec, paths.join(scope, spec.name))
         _connect(step, steps)
         steps[spec.name] = step
     _count_descendants(steps.values())
     return steps
+
+
+def last_steps(steps: Mapping[str, Step]) -> list[Step]:
+    """Those that no other step waits for, in whatever way."""
+    return [step for step in steps.values() if not step.edges and not step.followers]
 
 
 def _connect(step: Step, before: Mapping[str, Step]) -> None:
@@ -234,13 +267,13 @@ def judged(item: Item, outcome: Outcome) -> Outcome:
             message = f"It was asked to stop, and was killed when it did not. {outcome.message}".rstrip()
             return replace(outcome, message=message)
         return replace(outcome, state=StepState.SUCCEEDED, reason=Reason.STOPPED, message="", error="")
-    return replace(outcome, state=STOPPED_AS[step.intent], reason=step.intent, message=step.intent_message)
+    return replace(outcome, state=step.stopped_as, reason=step.intent, message=step.intent_message)
 
 
 def attempt_record(item: Item, outcome: Outcome, now: float) -> StepRecord:
     """The record of an attempt, or an iteration, that does not end its step."""
     return StepRecord(
-        step=item.step.name,
+        step=item.step.path,
         state=outcome.state,
         attempt=item.attempt,
         iteration=item.iteration,
@@ -257,7 +290,7 @@ def attempt_record(item: Item, outcome: Outcome, now: float) -> StepRecord:
 def settled_record(step: Step, outcome: Outcome, now: float, attempt: int = 1) -> StepRecord:
     """The record of a step's end."""
     return StepRecord(
-        step=step.name,
+        step=step.path,
         state=outcome.state,
         settled=True,
         attempt=attempt,
@@ -270,95 +303,3 @@ def settled_record(step: Step, outcome: Outcome, now: float, attempt: int = 1) -
         value=outcome.value,
         usage=outcome.usage,
     )
-
-
-# --- who may run ------------------------------------------------------------------------------------------------------
-
-
-class Slots:
-    """Shares out ``max_parallel``, the places in shared workers, and the exclusive resources.
-
-    A resource has a capacity: the number of workers, or one for what is exclusive. Invariant: for each unit of a
-    resource that is free while items are parked for it, one of them is in a queue with ``woken`` naming it, so none is
-    forgotten, and a release wakes one item, not all.
-    """
-
-    def __init__(self, limit: int | None, workers: float = math.inf) -> None:
-        self._free: float = math.inf if limit is None else limit
-        self._workers = workers
-        self._bound: deque[Item] = deque()  # these take a slot
-        self._unbound: deque[Item] = deque()
-        self._taken: dict[str, int] = {}
-        self._parked: dict[str, deque[Item]] = {}
-
-    def offer(self, item: Item) -> None:
-        """Queue an item that wants to start."""
-        queue = self._bound if takes_slot(item.step.spec) else self._unbound
-        (queue.appendleft if item.woken else queue.append)(item)
-
-    def take(self) -> Item | None:
-        """The next item that may start; it now holds what it needs. None: nothing can start for the time being."""
-        while (item := self._next()) is not None:
-            woken, item.woken = item.woken, ""
-            if item.live:
-                needed = _resources(item.step.spec)
-                busy = next((name for name in needed if not self._has(name)), None)
-                if busy is None:
-                    for name in needed:
-                        self._taken[name] = self._taken.get(name, 0) + 1
-                    self._free -= takes_slot(item.step.spec)
-                    item.lent = False
-                    return item
-                self._parked.setdefault(busy, deque()).append(item)
-                if busy == woken:
-                    continue
-            self._wake(woken)
-        return None
-
-    def release(self, item: Item) -> None:
-        """Give back what the item holds."""
-        self._free += takes_slot(item.step.spec)
-        for name in _resources(item.step.spec):
-            if name != _WORKER or not item.lent:
-                self._give_back(name)
-
-    def lend(self, item: Item, lent: bool) -> None:
-        """Let others have the item's place in a shared worker while it waits; it takes it back even if none is free."""
-        if item.step.spec.isolation != "shared" or item.lent is lent:
-            return
-        item.lent = lent
-        if lent:
-            self._give_back(_WORKER)
-        else:
-            self._taken[_WORKER] = self._taken.get(_WORKER, 0) + 1
-
-    def _has(self, name: str) -> bool:
-        return self._taken.get(name, 0) < (self._workers if name == _WORKER else 1)
-
-    def _give_back(self, name: str) -> None:
-        self._taken[name] -= 1
-        if self._has(name):
-            self._wake(name)
-
-    def _next(self) -> Item | None:
-        if self._unbound:
-            return self._unbound.popleft()
-        return self._bound.popleft() if self._bound and self._free > 0 else None
-
-    def _wake(self, name: str) -> None:
-        if parked := self._parked.get(name):
-            item = parked.popleft()
-            item.woken = name
-            self.offer(item)
-
-
-_WORKER = "\0worker"  # no name that a user would give to an exclusive resource
-
-
-def _resources(spec: StepSpec) -> tuple[str, ...]:
-    return (*spec.exclusive, _WORKER) if spec.isolation == "shared" else spec.exclusive
-
-
-def takes_slot(spec: StepSpec) -> bool:
-    """Whether it counts for ``max_parallel``. A background step never does: what is `during` it would wait for ever."""
-    return spec.slot and spec.background is None

@@ -11,6 +11,7 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fieldlab_common.deployment import Graph, StepSpec, inlined
+from fieldlab_common.deployment import Graph, inlined
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import (
@@ -34,7 +35,6 @@ from fieldlab_common.protocol import (
     Lane,
     LogRecord,
     Started,
-    StepRecord,
 )
 from fieldlab_common.wire import encode
 
@@ -44,6 +44,7 @@ from fieldlab_executor.answers import Answers
 from fieldlab_executor.artifacts import Hashed, Hasher
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.eventlog import EventBook
+from fieldlab_executor.known import Known
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.oom import OutOfMemory
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
@@ -108,9 +109,6 @@ class Supervisor:
         self._by_pid: dict[int, Attempt] = {}
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
-        self._handles: dict[str, dict[int, Any]] = {}  # step -> iteration -> handle
-        self._ended: dict[str, StepRecord] = {}
-        self._items: dict[tuple[int, tuple[Any, ...]], tuple[Any, list[Any]]] = {}
         self._folders: set[str] = set()  # made ahead
         self._job = 0
         self._spawners = 0
@@ -120,7 +118,7 @@ class Supervisor:
         self._finish: m.Finish | None = None
         self._over = False
         self._machine: m.Machine | None = None
-        self._specs: dict[str, StepSpec] = {}
+        self._known = Known(Graph(name="", steps=()))
         self._command: tuple[str, str] = ("", "")
         self._performers = self._performer()
 
@@ -147,7 +145,7 @@ class Supervisor:
     def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
         """Run the deployment; the spawner is warm, and every blob is in its folder."""
         self._claim = claim
-        self._specs = {spec.name: spec for spec in graph.steps}
+        self._known = Known(graph)
         self._reporting = claim.settings.reporting
         self.book.members = claim.members  # events that came before this stay
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
@@ -169,10 +167,12 @@ class Supervisor:
 
     def _make_folders_ahead(self, graph: Graph) -> None:
         """Make the folders of first attempts, in a thread: while a disk is synced, each may take a millisecond."""
-        for spec in graph.steps[:MAX_FOLDERS]:
+        for plain, spec in itertools.islice(graph.walk(), MAX_FOLDERS):
             if self._over:
                 return
-            path = f"{self.folder}/steps/{spec.name}/0-1"
+            if spec.graph is not None:
+                continue
+            path = f"{self.folder}/steps/{plain}/0-1"
             try:
                 os.makedirs(path, exist_ok=True)
             except OSError:  # the step that needs it will say so
@@ -251,7 +251,7 @@ class Supervisor:
         """What to do for each kind of effect."""
         return {
             m.StartAttempt: self._start,
-            m.Report: lambda e: self._report(e.record),
+            m.Report: self._report,
             m.SetTimer: lambda e: self._set_timer(e.name, e.at),
             m.ClearTimer: lambda e: self._clear_timer(e.name),
             m.Evaluate: self._evaluate,
@@ -269,10 +269,9 @@ class Supervisor:
         if timer := self._timers.pop(name, None):
             timer.cancel()
 
-    def _report(self, record: StepRecord) -> None:
-        if record.settled:
-            self._ended[record.step] = record
-        self.record("step", record)
+    def _report(self, effect: m.Report) -> None:
+        self._known.reported(effect.record, effect.handle)
+        self.record("step", effect.record)
 
     def _set_timer(self, name: str, at: float) -> None:
         self._clear_timer(name)
@@ -286,7 +285,7 @@ class Supervisor:
     # --- attempts
 
     def _start(self, effect: m.StartAttempt) -> None:
-        key, spec = effect.key, self._specs[effect.key.step]
+        key, spec = effect.key, self._known.spec(effect.key.step)
         place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
         job: dict[str, Any] = {
             "kind": "call",
@@ -306,12 +305,9 @@ class Supervisor:
         try:
             job["inputs"] = self._inputs(effect.inputs)
             if spec.over is not None:
-                job["item"] = self._item(spec, key, effect.inputs[spec.over])
+                job["item"] = effect.item
             if job["folder"] not in self._folders:
                 os.makedirs(job["folder"], exist_ok=True)
-        except LookupError:
-            self._fail_start(key, "The item that it is mapped over is not there any more.")
-            return
         except OSError as error:
             self._fail_start(key, f"Its folder could not be made: {error}.")
             return
@@ -325,13 +321,6 @@ class Supervisor:
         if sum(len(one.handles) for one in inputs.values()) > MAX_INPUT_HANDLES:
             inputs = {name: one for name, one in inputs.items() if len(one.handles) <= 1}
         return {name: _as_json(one) for name, one in inputs.items()}
-
-    def _item(self, spec: StepSpec, key: m.Key, source: m.Input) -> Any:
-        index = key.iteration or 0
-        if source.many and not spec.over_path:
-            return source.handles[index]
-        handle = source.handles if source.many else source.handles[0]
-        return self._items[id(handle), spec.over_path][1][index]
 
     def _hand_over(self, subject: Any, job: dict[str, Any]) -> Attempt:
         self._job += 1
@@ -439,28 +428,13 @@ class Supervisor:
         )
         self.book.add(event, size)
 
-    def result_of(self, step: str) -> dict[str, Any] | None:
-        """What may be known of a step's result now."""
-        if step not in self._specs:
-            return None
-        ended = self._ended.get(step)
-        if ended is None:
-            return {"handles": [], "many": False, "error": "", "status": "waiting"}
-        spec = self._specs[step]
-        many = spec.repeat is not None or spec.over is not None
-        handles = self._handles.get(step, {}) if ended.state is StepState.SUCCEEDED else {}
-        count = (ended.iterations or 0) if many else len(handles)
-        listed = [handles.get(index) for index in range(count)] if many else list(handles.values())
-        return {
-            "handles": listed,
-            "many": many,
-            "error": ended.error or ended.message,
-            "status": ended.state.value,
-        }
+    def result_of(self, attempt: Attempt, step: str) -> dict[str, Any] | None:
+        """What may be known now of the result of a step that the attempt names."""
+        return self._known.of(attempt.job["step"], step)
 
-    def results(self) -> list[str]:
-        """The steps that have a value."""
-        return [name for name, ended in self._ended.items() if ended.state is StepState.SUCCEEDED]
+    def results(self, attempt: Attempt) -> list[str]:
+        """The steps that have a value and that the attempt sees."""
+        return self._known.names(attempt.job["step"])
 
     def _exited(self, exit_: Exit) -> None:
         self.steps_cpu += exit_.cpu - self._workers.ended(exit_.pid)
@@ -492,7 +466,7 @@ class Supervisor:
         outcome = self._outcome(attempt)
         key = attempt.subject
         if outcome.state is StepState.SUCCEEDED:
-            self._handles.setdefault(key.step, {})[key.iteration or 0] = outcome.handle
+            self._known.returned(key.step, key.iteration, outcome.handle)
         self._tell(m.AttemptEnded(key=key, outcome=outcome))
 
     # --- what came of an attempt
@@ -512,13 +486,10 @@ class Supervisor:
             if attempt.killed:
                 return m.Evaluated(id=question.id, error=f"It took longer than {EVALUATION_SECONDS:g} s.")
             return m.Evaluated(id=question.id, error=outcomes.sudden_end(attempt, self._oom)[1])
-        if question.kind == "length":
-            items = result.get("items")
-            self._items[id(question.handle), question.path] = (
-                question.handle,
-                items if isinstance(items, list) else [],
-            )
-        return m.Evaluated(id=question.id, value=result["answer"])
+        items = result.get("items") if question.kind == "length" else ()
+        if not isinstance(items, list | tuple) or (items and len(items) != result["answer"]):
+            return m.Evaluated(id=question.id, error="What the process said of the list's items is malformed.")
+        return m.Evaluated(id=question.id, value=result["answer"], items=tuple(items))
 
     # --- artifacts
 
@@ -605,7 +576,8 @@ class Supervisor:
 def _modules_named_in(blobs: Path, graph: Graph) -> list[str]:
     """Those of fieldlab's own modules that the steps will need: better imported once than in each child."""
     wanted: set[str] = set()
-    for sealed in dict.fromkeys(sealed for step in graph.steps[:MAX_SCANNED] for sealed in (step.code, step.args)):
+    steps = (step for _, step in itertools.islice(graph.walk(), MAX_SCANNED) if step.graph is None)
+    for sealed in dict.fromkeys(sealed for step in steps for sealed in (step.code, step.args)):
         data = inlined(sealed)
         if data is None:
             with open(f"{blobs}/{sealed}", "rb") as file:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fieldlab_common.builtin import barrier as barrier
     from fieldlab_common.builtin import send as send
     from fieldlab_common.builtin import shell as shell
+    from fieldlab_common.builtin import value as value
     from fieldlab_common.builtin import wait_for as wait_for
     from fieldlab_common.context import Artifact as Artifact
     from fieldlab_common.context import CommandFailed as CommandFailed
@@ -198,6 +199,7 @@ __all__ = [
     "shell",
     "simulate",
     "task",
+    "value",
     "wait_for",
 ]
 
@@ -211,7 +213,7 @@ _HOMES = {
     "fieldlab.runs": "Run",
     "fieldlab.simulated": "Simulation",
     "fieldlab.simulation": "simulate",
-    "fieldlab_common.builtin": "arg barrier send shell wait_for",
+    "fieldlab_common.builtin": "arg barrier send shell value wait_for",
     "fieldlab_common.context": "Artifact CommandFailed TaskContext",
     "fieldlab_common.dag": "DAG Pipeline background choose repeat",
     "fieldlab_common.environment": "Container Environment Host Requirements Resources Venv",

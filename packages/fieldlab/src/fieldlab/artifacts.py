@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fieldlab_common import paths
 from fieldlab_common import protocol as p
 from fieldlab_common.context import check_artifact_name
 from fieldlab_common.errors import ArtifactNameError, BlobMismatch, FieldlabError, InvalidNameError, NotFound
@@ -113,7 +114,11 @@ def place_of(file: ArtifactFile) -> str:
         InvalidNameError: a name would leave the folder, or is not portable.
     """
     number = file.attempt if file.iteration is None else file.iteration
-    parts = (check_name(file.deployment, "a deployment"), check_name(file.step, "a step"), str(int(number)))
+    if paths.parts_of(file.step) is None:
+        raise InvalidNameError(f"{file.step!r:.100} cannot be the name of a step.")
+    for name, _, _ in paths.parts_of(file.step) or ():
+        check_name(name, "a step")
+    parts = (check_name(file.deployment, "a deployment"), file.step, str(int(number)))
     return "/".join((*parts, check_artifact_name(file.name)))
 
 
@@ -174,7 +179,11 @@ class Artifacts:
     def list(self, *, deployment: str | None = None, step: str | None = None) -> ArtifactFiles:
         """Those announced so far, or those of one deployment or step."""
         found = (of_info(info, self._source) for info in self._source.artifacts())
-        return ArtifactFiles(one for one in found if deployment in (None, one.deployment) and step in (None, one.step))
+        return ArtifactFiles(
+            one
+            for one in found
+            if deployment in (None, one.deployment) and (step is None or paths.below(one.step, step))
+        )
 
     def download(
         self, folder: str | os.PathLike[str] = "out", *, deployment: str | None = None, step: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from fieldlab_common import paths
 from fieldlab_common import protocol as p
 from fieldlab_common.wire import decode
 
@@ -54,7 +55,7 @@ class Logs(tuple[LogLine, ...]):
 
 @dataclass(frozen=True, kw_only=True)
 class LogFilter:
-    """Which lines are wanted; None: all."""
+    """Which lines are wanted; None: all. Those of a step that is a DAG are those of the steps inside of it."""
 
     deployment: str | None = None
     step: str | None = None
@@ -66,7 +67,7 @@ class LogFilter:
             return False
         if line.stream == "gap":
             return True
-        return self.step in (None, line.step) and self.stream in (None, line.stream)
+        return (self.step is None or paths.below(line.step, self.step)) and self.stream in (None, line.stream)
 
 
 _Key = tuple[str, str, str, int, int | None]

@@ -1,7 +1,7 @@
-"""What a run has to show: records of the control lane, folded into results by deployment, then step.
+"""What a run has to show: results by deployment, then step, of what its records were folded into (``ledger``).
 
-The same fold serves runs at a director and runs here. It is a function of the records alone: in whatever pages they
-come, and read however often, they give the same results. A late record fills a gap and never changes what is settled.
+A step that is a DAG has the results of the steps inside of it: ``results["outer"]["inner"]``, and of one that is
+repeated or mapped, by iteration: ``results["outer"][3]["inner"]``.
 
 Results are data. Printing them shows states and the one-line summaries that nodes wrote; values are decoded only when
 they are asked for, and a pickle is opened only by ``.trust()``.
@@ -9,136 +9,24 @@ they are asked for, and a pickle is opened only by ``.trust()``.
 
 from __future__ import annotations
 
-import base64
-import json
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
+from fieldlab_common import paths
 from fieldlab_common import protocol as p
 from fieldlab_common.deployment import Graph
 from fieldlab_common.drawing import Drawing, Standing, Svg, drawing_of
 from fieldlab_common.errors import BadAnswer, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
-from fieldlab_common.wire import decode
 
+from fieldlab.ledger import Attempt, DeploymentLedger, Ledger, StepLedger
 from fieldlab.logs import Logs
 from fieldlab.text import clean, closest, duration, html_table, instant, listed, one_line, table
+from fieldlab.values import open_value
 
-__all__ = ["Attempt", "DeploymentResults", "Ledger", "Reader", "Results", "StepResult"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One attempt of a step (or of one of its iterations), as the node recorded it. Times: seconds since the epoch."""
-
-    attempt: int = 1
-    iteration: int | None = None
-    state: StepState = StepState.RUNNING
-    reason: Reason | None = None
-    message: str = ""
-    error: str = ""
-    started: float | None = None
-    ended: float | None = None
-    usage: p.Usage | None = None
-    value: p.ValueRef | None = field(default=None, repr=False)
-
-
-def _attempt(record: p.StepRecord) -> Attempt:
-    return Attempt(
-        attempt=record.attempt,
-        iteration=record.iteration,
-        state=record.state,
-        reason=record.reason,
-        message=record.message,
-        error=record.error,
-        started=record.started,
-        ended=record.ended,
-        usage=record.usage,
-        value=record.value,
-    )
-
-
-# --- the fold ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class StepLedger:
-    """What is known of one step."""
-
-    running: bool = False
-    settled: p.StepRecord | None = None
-    late: bool = False
-    attempt: int = 0
-    started: float | None = None
-    history: dict[tuple[int | None, int], Attempt] = field(default_factory=dict)
-    iterations: dict[int, Attempt] = field(default_factory=dict)
-    artifacts: dict[str, p.ArtifactRecord] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-
-    def add(self, record: p.StepRecord, late: bool) -> None:
-        """Take in one record."""
-        if self.settled is not None:
-            return
-        self.attempt = max(self.attempt, record.attempt)
-        if self.started is None:
-            self.started = record.started
-        if record.settled:
-            self.settled, self.late = record, late
-            if record.iterations is None and record.state is not StepState.SKIPPED:
-                self.history[None, record.attempt] = _attempt(record)
-        elif record.state is StepState.RUNNING:
-            self.running = True
-        else:
-            self.history[record.iteration, record.attempt] = _attempt(record)
-            if record.iteration is not None:
-                self.iterations[record.iteration] = _attempt(record)
-
-
-@dataclass
-class DeploymentLedger:
-    """What is known of one deployment from its records."""
-
-    steps: dict[str, StepLedger] = field(default_factory=dict)
-    started: p.Started | None = None
-    ended: p.Ended | None = None
-    cancel: p.CancelRecord | None = None
-
-    def step(self, name: str) -> StepLedger:
-        """The ledger of a step; made when it is first heard of."""
-        return self.steps.setdefault(name, StepLedger())
-
-
-class Ledger:
-    """The fold: give it every record once, in order; kinds that this version does not know are passed over."""
-
-    def __init__(self) -> None:
-        self.deployments: dict[str, DeploymentLedger] = {}
-
-    def add(self, deployment: str, record: p.Record, *, late: bool = False) -> None:
-        """Take in one record."""
-        one = self.deployments.setdefault(deployment, DeploymentLedger())
-        cls = p.RECORDS.get(record.kind)
-        if cls is None:
-            return
-        body: Any = decode(cls, dict(record.body))
-        if isinstance(body, p.StepRecord):
-            one.step(body.step).add(body, late)
-        elif isinstance(body, p.ArtifactRecord):
-            if not body.value:
-                one.step(body.step).artifacts[_artifact_key(body)] = body
-        elif isinstance(body, p.ArtifactLost):
-            one.step(body.step).lost[body.sha256 or body.name] = body.reason
-        elif isinstance(body, p.Started):
-            one.started = body
-        elif isinstance(body, p.Ended) and one.ended is None:
-            one.ended = body
-        elif isinstance(body, p.CancelRecord):
-            one.cancel = body
-
-
-def _artifact_key(record: p.ArtifactRecord) -> str:
-    return f"{record.iteration}/{record.attempt}/{record.name}"
+__all__ = ["DeploymentResults", "InnerResults", "Reader", "Results", "StepResult"]
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -177,7 +65,82 @@ class StepResult:
         if ledger.settled is not None:
             return ledger.settled.state
         state = StepState.RUNNING if ledger.running else StepState.WAITING
-        return _UNSETTLED[state] if self._deployment.state.terminal else state
+        around = self._around
+        if around is not None and around.status is StepState.SKIPPED:
+            return StepState.SKIPPED
+        ended = self._deployment.state.terminal or (around is not None and around.status.terminal)
+        return _UNSETTLED[state] if ended else state
+
+    @property
+    def _around(self) -> StepResult | None:
+        """The step that is the DAG it is in."""
+        parts = paths.parts_of(paths.split(self.name)[0])
+        if not parts:
+            return None
+        scope = paths.split(paths.split(self.name)[0])[0]
+        return self._deployment[paths.join(scope, parts[-1][0])]
+
+    # --- a step that is a DAG ---
+
+    @property
+    def nested(self) -> bool:
+        """Whether it is a DAG: there are steps inside of it."""
+        return self._deployment.has_inside(self.name)
+
+    @property
+    def steps(self) -> InnerResults:
+        """Of a step that is a DAG, and is neither repeated nor mapped: the steps inside, in its last attempt.
+
+        Raises:
+            UnknownNameError: it is no DAG, or it is repeated or mapped: then take them of an iteration, ``step[3]``.
+        """
+        runs = self._runs()
+        if any(iteration is not None for iteration in runs) or self.iterated:
+            raise UnknownNameError(
+                f"Step {self.name!r} ran {len(runs)} times, and each has steps of its own.",
+                advice=f"Say which: [{self.name!r}][0], or all of them: .iterations.",
+            )
+        return self._deployment.inner(paths.inside(self.name, None, runs.get(None, 1)))
+
+    @property
+    def iterations(self) -> list[InnerResults]:
+        """Of a step that is a DAG, and is repeated or mapped: the steps inside, of each iteration that began."""
+        return [self[iteration] for iteration in sorted(i for i in self._runs() if i is not None)]
+
+    @overload
+    def __getitem__(self, key: str) -> StepResult: ...
+    @overload
+    def __getitem__(self, key: int) -> InnerResults: ...
+    def __getitem__(self, key: str | int) -> StepResult | InnerResults:
+        """Of a step that is a DAG: a step inside of it, by name; or the steps of an iteration of it, by number.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if isinstance(key, str):
+            return self.steps[key]
+        runs = self._runs()
+        began = sorted(i for i in runs if i is not None)
+        number = began[key] if key < 0 and -key <= len(began) else key
+        if number not in runs:
+            raise UnknownNameError(f"Step {self.name!r} has no iteration {key}; {len(began)} of it began.")
+        return self._deployment.inner(paths.inside(self.name, number, runs[number]))
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(f"Step {self.name!r} cannot be iterated; see .value, .steps and .iterations.")
+
+    def walk(self) -> Iterator[StepResult]:
+        """It, and the steps inside of it, of every iteration that began; of each the last attempt."""
+        yield self
+        if self.nested:
+            for iteration, attempt in sorted(self._runs().items(), key=lambda run: -1 if run[0] is None else run[0]):
+                for step in self._deployment.inner(paths.inside(self.name, iteration, attempt)).values():
+                    yield from step.walk()
+
+    def _runs(self) -> dict[int | None, int]:
+        if not self.nested:
+            raise UnknownNameError(f"Step {self.name!r} is no DAG: there are no steps inside of it.")
+        return self._deployment.runs(self.name)
 
     @property
     def reason(self) -> Reason | None:
@@ -298,11 +261,22 @@ class StepResult:
     def _open_one(self, ref: p.ValueRef | None, trust: bool) -> Any:
         if ref is None:
             return None
+        if ref.format == "step":
+            return self._inner_value(ref.json, trust)
+        if ref.format == "steps":
+            named = ref.json if isinstance(ref.json, dict) else {}
+            return {name: None if path is None else self._inner_value(path, trust) for name, path in named.items()}
         try:
             return open_value(ref, self._deployment.reader.blob, trust=trust)
         except UntrustedValue as error:
             error.message = f"The value of step {self.name!r} of {clean(self.deployment)!r}: {error.message}"
             raise
+
+    def _inner_value(self, path: object, trust: bool) -> Any:
+        if isinstance(path, str) and len(path) > len(self.name) and paths.below(path, self.name):
+            with contextlib.suppress(UnknownNameError):
+                return self._deployment[path]._open(trust=trust)
+        raise BadAnswer(f"Step {self.name!r} is said to have the value of {path!r:.100}, which is not inside of it.")
 
     def __repr__(self) -> str:
         words = [f"<{one_line(self.deployment)}/{one_line(self.name)}: {self.status.value}"]
@@ -318,29 +292,6 @@ _ENDED = {
     StepState.CANCELLED: "was cancelled",
     StepState.SUCCEEDED: "succeeded",
 }
-
-
-def open_value(ref: p.ValueRef, blob: Callable[[str, int], bytes], *, trust: bool = False) -> Any:
-    """The value that ``ref`` refers to. ``blob`` gives the bytes of a digest and size, verified.
-
-    Raises:
-        UntrustedValue: it is a pickle and ``trust`` is false; nothing is fetched then.
-        BadAnswer: the bytes are not what a value looks like.
-    """
-    from fieldlab_common import payload
-
-    if ref.format == "pickle":
-        if not trust:
-            return payload.decode_value("pickle")
-        data = blob(ref.sha256, ref.size) if ref.sha256 else base64.b64decode(ref.data)
-        return payload.decode_value("pickle", data=data, trust=True)
-    document = ref.json
-    if ref.sha256:
-        try:
-            document = json.loads(blob(ref.sha256, ref.size))
-        except (ValueError, RecursionError) as error:
-            raise BadAnswer(f"The value with SHA-256 {ref.sha256[:12]}… is not the JSON it should be.") from error
-    return payload.decode_value(ref.format, document)
 
 
 class _Named(Mapping[str, Any]):
@@ -366,7 +317,10 @@ class DeploymentResults(_Named):
     ) -> None:
         self.info, self.reader = info, reader
         self._ledger = ledger
-        self._steps = dict.fromkeys((*steps, *ledger.steps))
+        self._names: dict[str, dict[str, None]] = {"": {}}  # of the steps, by the plain path of the scope they are in
+        for path in (*steps, *map(paths.plain, ledger.steps)):
+            scope, name = paths.split(path)
+            self._names.setdefault(scope, {})[name] = None
         self._made: dict[str, StepResult] = {}
 
     @property
@@ -400,17 +354,46 @@ class DeploymentResults(_Named):
         return self._ledger.cancel
 
     def __getitem__(self, name: str) -> StepResult:
-        if name not in self._steps:
-            raise self._unknown(name)
+        """A step, by name; one inside of a DAG also by path: ``results["outer[3]/inner"]``."""
         if name not in self._made:
-            self._made[name] = StepResult(name, self, self._ledger.step(name))
+            scope, bare = paths.split(name)
+            if bare not in self._names.get(paths.plain(scope), {}) or paths.parts_of(name) is None:
+                raise self._unknown(name)
+            ledger = self._ledger.steps.get(name)
+            if ledger is None:  # of one that may never be, nothing is kept
+                return StepResult(name, self, StepLedger())
+            self._made[name] = StepResult(name, self, ledger)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._steps)
+        return iter(self._names[""])
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._names[""])
+
+    def walk(self) -> Iterator[StepResult]:
+        """Every step, those inside of steps that are DAGs after them, of every iteration that began."""
+        for name in self:
+            yield from self[name].walk()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The paths of the steps that run now; of one that is a DAG, those inside of it that do."""
+        found = self._ledger.running
+        outer = {scope for path in found for scope in _enclosing(path)}
+        return tuple(path for path in found if path not in outer)
+
+    def inner(self, scope: str) -> InnerResults:
+        """The steps of one run of a DAG that is a step."""
+        return InnerResults(self, scope, tuple(self._names[paths.plain(scope)]))
+
+    def has_inside(self, path: str) -> bool:
+        """Whether the step is a DAG."""
+        return paths.plain(path) in self._names
+
+    def runs(self, path: str) -> dict[int | None, int]:
+        """Of a step that is a DAG: which iterations began (None: it is not iterated), and the last attempt of each."""
+        return self._ledger.runs.get(path, {})
 
     def to_svg(self) -> Svg:
         """A picture of its graph as an SVG document: how each step stands, and how long it took.
@@ -432,14 +415,18 @@ class DeploymentResults(_Named):
     def _drawing(self) -> Drawing:
         if not self.info.graph:
             raise ResultNotReady(f"Deployment {clean(self.name)!r} has no graph to draw.")
-        return drawing_of(self.reader.graph(self.info.graph), {name: _standing(self[name]) for name in self})
+        return drawing_of(self.reader.graph(self.info.graph), {one.name: _standing(one) for one in self._plainly()})
+
+    def _plainly(self) -> Iterator[StepResult]:
+        """The steps, with those inside of steps that are DAGs and ran but once."""
+        return (one for one in self.walk() if "[" not in one.name)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each step, or for each iteration of an iterated one: for pandas."""
-        return [row for name in self for row in _rows(self[name], self.info)]
+        """A flat row for each step, or for each iteration of an iterated one, also inside of DAGs: for pandas."""
+        return [row for one in self.walk() for row in _rows(one, self.info)]
 
     def _table(self) -> list[list[object]]:
-        return [_shown(self[name]) for name in self]
+        return [_shown(one) for one in self._plainly()]
 
     def __repr__(self) -> str:
         why = f" ({self.reason.value})" if self.reason is not None else ""
@@ -450,6 +437,43 @@ class DeploymentResults(_Named):
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, self._table(), caption=f"{self.name}: {self.state.value}")
+
+
+def _enclosing(path: str) -> Iterator[str]:
+    """The paths of the steps that are the DAGs around a step."""
+    parts = paths.parts_of(paths.split(path)[0]) or ()
+    scope = ""
+    for name, iteration, attempt in parts:
+        outer = paths.join(scope, name)
+        yield outer
+        scope = paths.inside(outer, iteration, attempt)
+
+
+class InnerResults(_Named):
+    """The steps inside of a step that is a DAG, of one iteration and attempt of it."""
+
+    _what = "step"
+
+    def __init__(self, deployment: DeploymentResults, scope: str, names: tuple[str, ...]) -> None:
+        self.scope = scope
+        self._deployment, self._names = deployment, names
+
+    def __getitem__(self, name: str) -> StepResult:
+        if paths.plain(name).partition(paths.SEPARATOR)[0] not in self._names:
+            raise self._unknown(name)
+        return self._deployment[paths.join(self.scope, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return table(_HEADER, [_shown(step) for step in self.values()])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, [_shown(step) for step in self.values()], caption=self.scope)
 
 
 _HEADER = ("step", "status", "reason", "started", "took", "attempts", "value")
@@ -472,7 +496,8 @@ def _shown(step: StepResult) -> list[object]:
 
 
 def _rows(step: StepResult, info: p.DeploymentInfo) -> Iterator[dict[str, Any]]:
-    base = {"deployment": step.deployment, "node": info.node, "role": info.role, "step": step.name}
+    base = {"deployment": step.deployment, "node": info.node, "role": info.role, "step": paths.plain(step.name)}
+    base["path"] = step.name
     if step.iterated:
         for number, one in sorted(step._ledger.iterations.items()):
             yield {**base, "iteration": number, **_row(step, one)}
@@ -488,7 +513,7 @@ def _rows(step: StepResult, info: p.DeploymentInfo) -> Iterator[dict[str, Any]]:
         usage=step.usage,
         value=step._ledger.settled.value if step._ledger.settled else None,
     )
-    yield {**base, "iteration": None, **_row(step, last)}
+    yield {**base, "iteration": paths.iteration_of(step.name), **_row(step, last)}
 
 
 def _row(step: StepResult, one: Attempt) -> dict[str, Any]:
@@ -549,7 +574,7 @@ class Results(_Named):
         return [row for name in self for row in self[name].rows()]
 
     def _table(self) -> list[list[object]]:
-        return [[name, *_shown(self[name][step])] for name in self for step in self[name]]
+        return [[name, *_shown(step)] for name in self for step in self[name]._plainly()]
 
     def __repr__(self) -> str:
         head = f"{one_line(self.info.name)}: {self.info.state.value}"

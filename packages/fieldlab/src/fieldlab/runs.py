@@ -23,8 +23,9 @@ from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, 
 from fieldlab_common.protocol import Lane
 
 from fieldlab import artifacts as _artifacts
+from fieldlab.ledger import Ledger
 from fieldlab.logs import Assembler, LogFilter, LogLine, Logs, assemble
-from fieldlab.results import DeploymentResults, Ledger, Reader, Results
+from fieldlab.results import DeploymentResults, Reader, Results
 from fieldlab.source import Source
 from fieldlab.text import clean, counted, html_table, instant, listed, one_line, table
 from fieldlab.transport import json_of
@@ -304,7 +305,7 @@ class Run:
         if info.graph not in self._steps:
             if not info.graph:
                 return ()
-            self._steps[info.graph] = tuple(step.name for step in self._graph(info.graph).steps)
+            self._steps[info.graph] = tuple(path for path, _ in self._graph(info.graph).walk())
         return self._steps[info.graph]
 
     def _graph(self, digest: str) -> Graph:

@@ -194,9 +194,9 @@ def pack(experiment: Experiment) -> Shipment:
 
 
 def step_names(shipment: Shipment) -> dict[str, tuple[str, ...]]:
-    """The names of the steps of each graph, by the graph's digest."""
+    """The plain paths of the steps of each graph, by the graph's digest."""
     deployments = shipment.resolution.deployments
-    return {shipment.graphs[d.name]: tuple(step.name for step in d.graph.steps) for d in deployments}
+    return {shipment.graphs[d.name]: tuple(path for path, _ in d.graph.walk()) for d in deployments}
 
 
 def require_sound(shipment: Shipment) -> Shipment:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fieldlab_common import paths
 from fieldlab_common.builtin import Barrier, Send, WaitFor
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment, StepSpec
@@ -170,7 +171,7 @@ class _Objects:
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """A step, what stands in for it, and what became of it."""
+    """A step, what stands in for it, and what became of it in all iterations of the DAGs around it together."""
 
     spec: StepSpec
     builtin: Barrier | Send | WaitFor | None
@@ -179,7 +180,13 @@ class _Part:
     attempts: int = 0
     started: float | None = None
     ended: float | None = None
-    last: StepRecord | None = None
+    last: StepRecord | None = None  # how it ended
+
+    @property
+    def status(self) -> StepState:
+        if self.last is not None:
+            return self.last.state
+        return StepState.WAITING if self.started is None else StepState.RUNNING
 
 
 @dataclass(slots=True, eq=False)
@@ -215,14 +222,13 @@ class _Executor:
         self._stage, self._time, self._rng = stage, stage.time, rng
         self._objects, self._stand_ins = objects, stand_ins
         self._machine: m.Machine | None = None
-        self._parts = {spec.name: self._part(spec) for spec in deployment.graph.steps}
+        self._parts = {path: self._part(path, spec) for path, spec in deployment.graph.walk()}
         self._attempts: dict[m.Key, _Attempt] = {}
         self._timers: dict[str, m.SetTimer] = {}
         self._own: list[Event] = []  # sent, and not yet seen in the director's log
         self._came: set[tuple[str, str, int]] = set()
         self._outbox = _Outbox()
         self._events = 0
-        self._questions = {code: (kind, spec) for spec in deployment.graph.steps for kind, code in _codes(spec)}
         self._performers: dict[type, Callable[[Any], None]] = {
             m.StartAttempt: self._start,
             m.StopAttempt: lambda effect: self._stop(effect.key, effect.signal, STOP_SECONDS),
@@ -235,9 +241,10 @@ class _Executor:
             m.Finish: self._finish,
         }
 
-    def _part(self, spec: StepSpec) -> _Part:
-        well = m.Outcome(state=_OK, reason=Reason.RETURNED, handle=spec.name)
-        return _Part(spec, self._objects.builtin(spec.code), self._stand_ins.of(self.deployment.name, spec), well)
+    def _part(self, path: str, spec: StepSpec) -> _Part:
+        well = m.Outcome(state=_OK, reason=Reason.RETURNED, handle=path)
+        builtin = self._objects.builtin(spec.code) if spec.graph is None else None
+        return _Part(spec, builtin, self._stand_ins.of(self.deployment.name, path, spec), well)
 
     def clock(self) -> float:
         """What the node's clock shows."""
@@ -290,29 +297,17 @@ class _Executor:
         del self._timers[effect.name]
 
     def _evaluate(self, effect: m.Evaluate) -> None:
-        if effect.code is not None:
-            kind, spec = self._questions[effect.code]
-        else:
-            kind, spec = "length", self._mapped(effect)
-        value = self._stand_ins.says(kind, self.deployment.name, spec, self._rng)
+        path = paths.plain(effect.step)
+        value = self._stand_ins.says(effect.kind, self.deployment.name, path, self._parts[path].spec.task, self._rng)
         self._time.after(0.0, self._tell, m.Evaluated(id=effect.id, value=value))
-
-    def _mapped(self, effect: m.Evaluate) -> StepSpec:
-        """The step that is mapped over the value whose length is asked; of several, one of which something is said."""
-        handles = [one for one in (effect.handle if effect.many else (effect.handle,)) if one is not None]
-        fitting = [
-            spec
-            for spec in (part.spec for part in self._parts.values())
-            if spec.over is not None and spec.over_path == effect.path and (not handles or spec.over == handles[0])
-        ]
-        said = [s for s in fitting if self._stand_ins.has("length", self.deployment.name, s)]
-        return (said or fitting)[0]
 
     def _report(self, effect: m.Report) -> None:
         record, now = effect.record, self._time.now
-        part = self._parts[record.step]
-        if part.started is None and record.state is StepState.RUNNING:
-            part.started = now
+        part = self._parts[paths.plain(record.step)]
+        if record.state is StepState.RUNNING:
+            part.last = part.ended = None  # it runs again, inside of a DAG that is repeated
+            part.started = now if part.started is None else part.started
+            part.attempts += part.spec.graph is not None
         if record.settled:
             part.last, part.ended = record, now
         row = (now, self.deployment.name, record.step, record.state, record.reason, record.attempt, record.iteration)
@@ -320,7 +315,7 @@ class _Executor:
 
     def _start(self, effect: m.StartAttempt) -> None:
         key = effect.key
-        part = self._parts[key.step]
+        part = self._parts[paths.plain(key.step)]
         part.attempts += 1
         attempt = self._attempts[key] = _Attempt(key, part)
         match part.builtin:
@@ -476,12 +471,11 @@ class _Executor:
     # --- what became of it
 
     def ended(self) -> dict[str, SimulatedStep]:
-        """How every step stands."""
-        states = {} if self._machine is None else self._machine.states
+        """How every step stands, by plain path."""
         return {
             name: SimulatedStep(
                 name=name,
-                status=states.get(name, StepState.WAITING),
+                status=part.status,
                 reason=part.last.reason if part.last else None,
                 message=part.last.message if part.last else "",
                 attempts=part.attempts,
@@ -490,16 +484,6 @@ class _Executor:
             )
             for name, part in self._parts.items()
         }
-
-
-def _codes(spec: StepSpec) -> list[tuple[str, str]]:
-    """The step's conditions, by kind."""
-    found = {
-        "when": spec.when and spec.when.code,
-        "until": spec.repeat and spec.repeat.until,
-        "retry_if": spec.retry.condition,
-    }
-    return [(kind, code) for kind, code in found.items() if code]
 
 
 def _failed(reason: Reason, message: str) -> m.Outcome:

@@ -4,12 +4,13 @@ No user code runs in a simulation, so everything that it would decide is given h
 generator of the deployment's own, so that another deployment more does not change what befalls the others.
 
 A stand-in is looked up by ``(deployment, step)``, then by the step's name, then by its task's name, then by ``"*"``.
+The name of a step inside of a DAG that is a step is its plain path: ``"collect/fetch"``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from fieldlab_common.deployment import Deployment, StepSpec
@@ -63,58 +64,47 @@ class StandIns:
         outcomes: Mapping[Name, Outcome],
         answers: Mapping[Name, Answer],
     ) -> None:
-        self._names: set[Name] = {EVERY}
+        self._names: set[Name] = {EVERY}  # of what takes a duration and an outcome
+        self._asking: set[Name] = {EVERY}  # of what may have a condition
         played = set(builtin)
         for deployment in deployments:
-            for spec in deployment.graph.steps:
-                if spec.code not in played:
-                    self._names |= {spec.name, spec.task, (deployment.name, spec.name)}
-        self._durations = {self._known(name, "durations"): span(value) for name, value in durations.items()}
-        self._outcomes = {self._known(name, "outcomes"): _chances(value) for name, value in outcomes.items()}
+            for path, spec in deployment.graph.walk():
+                names: set[Name] = {path, spec.task, (deployment.name, path)}
+                self._asking |= names
+                if spec.code not in played and spec.graph is None:
+                    self._names |= names
+        self._durations = {_known(name, self._names, "durations"): span(value) for name, value in durations.items()}
+        self._outcomes = {_known(name, self._names, "outcomes"): _chances(value) for name, value in outcomes.items()}
         self._answers = dict(answers)
         self._by_deployment = any(isinstance(name, tuple) for name in (*durations, *outcomes))
         self._known_ones: dict[tuple[str, int], StandIn] = {}  # by deployment, if that counts, and the spec's id
         for name in answers:
             self._check_question(name)
 
-    def of(self, deployment: str, spec: StepSpec) -> StandIn:
+    def of(self, deployment: str, path: str, spec: StepSpec) -> StandIn:
         """What stands in for an attempt of a step."""
         key = (deployment if self._by_deployment else "", id(spec))
         if key not in self._known_ones:
-            bounds = _find(self._durations, deployment, spec)
+            bounds = _find(self._durations, deployment, path, spec.task)
             if bounds is None and spec.background is None:
                 bounds = _SECONDS
-            self._known_ones[key] = StandIn(bounds, _find(self._outcomes, deployment, spec) or (1.0,))
+            self._known_ones[key] = StandIn(bounds, _find(self._outcomes, deployment, path, spec.task) or (1.0,))
         return self._known_ones[key]
 
-    def says(self, kind: str, deployment: str, spec: StepSpec, rng: random.Random) -> bool | int:
+    def says(self, kind: str, deployment: str, path: str, task: str, rng: random.Random) -> bool | int:
         """What a step's condition says; ``length``: how many items the list has that it is mapped over."""
-        for name in ((deployment, f"{spec.name}.{kind}"), f"{spec.name}.{kind}", f"{spec.task}.{kind}", f"*.{kind}"):
+        for name in ((deployment, f"{path}.{kind}"), f"{path}.{kind}", f"{task}.{kind}", f"*.{kind}"):
             if name in self._answers:
                 value = self._answers[name]
                 return int(value) if kind == "length" else _happens(float(value), rng)
         return rng.randint(*_ITEMS) if kind == "length" else _happens(_CHANCES[kind], rng)
-
-    def has(self, kind: str, deployment: str, spec: StepSpec) -> bool:
-        """Whether something is said of just that step's question."""
-        return (deployment, f"{spec.name}.{kind}") in self._answers or f"{spec.name}.{kind}" in self._answers
-
-    def _known(self, name: Name, what: str) -> Name:
-        if name in self._names:
-            return name
-        shown = name if isinstance(name, str) else " of ".join(reversed(name))
-        near = closest(shown, (n for n in self._names if isinstance(n, str)))
-        raise UnknownNameError(
-            f"{what}: no step or task {shown!r} of this experiment takes a stand-in.{near}",
-            advice='Name a step, a task, (deployment, step), or "*". Gates, barriers and sent events take none.',
-        )
 
     def _check_question(self, name: Name) -> None:
         text = name if isinstance(name, str) else name[1]
         step, _, kind = text.rpartition(".")
         if kind not in QUESTIONS:
             raise DefinitionError(f"answers: {text!r} does not end in one of {', '.join('.' + q for q in QUESTIONS)}.")
-        self._known(step if isinstance(name, str) else (name[0], step), "answers")
+        _known(step if isinstance(name, str) else (name[0], step), self._asking, "answers")
         value = self._answers[name]
         if kind == "length":
             if isinstance(value, bool) or value != int(value) or value < 0:
@@ -123,10 +113,21 @@ class StandIns:
             probability(value, f"answers: {text!r}")
 
 
-def _find(table: Mapping[Name, tuple[float, ...]], deployment: str, spec: StepSpec) -> tuple[float, ...] | None:
+def _known(name: Name, names: Collection[Name], what: str) -> Name:
+    if name in names:
+        return name
+    shown = name if isinstance(name, str) else " of ".join(reversed(name))
+    near = closest(shown, (n for n in names if isinstance(n, str)))
+    raise UnknownNameError(
+        f"{what}: no step or task {shown!r} of this experiment takes a stand-in.{near}",
+        advice='Name a step, a task, (deployment, step), or "*". Gates, barriers and sent events take none.',
+    )
+
+
+def _find(table: Mapping[Name, tuple[float, ...]], deployment: str, path: str, task: str) -> tuple[float, ...] | None:
     if not table:
         return None
-    for name in ((deployment, spec.name), spec.name, spec.task, EVERY):
+    for name in ((deployment, path), path, task, EVERY):
         if name in table:
             return table[name]
     return None

@@ -82,7 +82,7 @@ class Lines:
             one = results[name]
             why = f": {one_line(one.message, 200)}" if one.message and one.state.terminal else ""
             self._changed(name, "", f"{one_line(name)} is {one.state.value}{why}")
-            for step in one.values():
+            for step in one.walk():
                 if step.status is not StepState.WAITING:
                     self._changed(name, step.name, repr(step).strip("<>"))
         for line in lines:
@@ -147,9 +147,8 @@ class Screen:
 def _row(one: DeploymentResults) -> list[str]:
     steps = list(one.values())
     done = sum(step.status.terminal for step in steps)
-    running = [step.name for step in steps if step.status is StepState.RUNNING]
     failed = sum(step.status is StepState.FAILED for step in steps)
-    now = one.message if one.state.terminal else ", ".join(running)
+    now = one.message if one.state.terminal else ", ".join(one.running)
     count = f"{done}/{len(steps)}" + (f", {failed} failed" if failed else "")
     ended = one.info.ended if one.info.ended is not None else time.time()
     took = duration(max(0.0, ended - one.info.started)) if one.info.started is not None else ""
