@@ -45,6 +45,7 @@ MAX_ERROR = 64 * 1024  # characters of a traceback that are kept: its beginning 
 MAX_MESSAGE = 2000
 MAX_DESCRIPTOR = 1 << 16
 MAX_ITEMS = 100_000
+MAX_WARM = 256  # tasks whose code a worker keeps loaded
 _REASONS = {"command_failed": "exit_code", "barrier_broken": "barrier_broken"}
 
 
@@ -243,11 +244,18 @@ def _load(job: _Job, what: str, sealed: str) -> Any:
         raise _Failure("load_failed", message, _trace(error)) from error
 
 
+_WARM: dict[str, Any] = {}  # in a worker: the code that it has loaded
+
+
 def _call(job: _Job) -> tuple[dict[str, Any], bytes]:
     """Run a step; the result frame."""
     spec, step = job.job, job.job["step"]
     _enter(job)
-    call = _load(job, f"The code of step {step!r}", spec["code"])
+    call = _WARM.get(spec["code"])
+    if call is None:
+        call = _load(job, f"The code of step {step!r}", spec["code"])
+        if spec["shared"] and len(_WARM) < MAX_WARM:
+            _WARM[spec["code"]] = call
     args, kwargs = _load(job, f"An argument of step {step!r}", spec["args"])
     try:
         value = call(*args, **kwargs)
@@ -436,7 +444,7 @@ class _Place:
     """What a worker was before a job, so that the next finds it like that; and what the job used."""
 
     def __init__(self) -> None:
-        self._env = dict(os.environ)
+        self._env = dict(_variables())
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
         with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
             file.write(b"5")  # the peak of memory is counted anew (proc(5))
@@ -444,9 +452,9 @@ class _Place:
 
     def restored(self, threads: int) -> bool:
         """Put back what can be put back; False if the job left threads, or had processes below it."""
-        if os.environ != self._env:
+        if _variables() != self._env:
             os.environ.clear()
-            os.environ.update(self._env)
+            os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in self._env.items()})
         if _thread._count() != threads or _signal.getsignal(_signal.SIGCHLD):
             return False
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt == self._children and not _has_children()
@@ -455,6 +463,11 @@ class _Place:
         """CPU seconds of the job, and the peak of memory in bytes while it ran."""
         cpu, peak = _usage()
         return [max(0.0, cpu - self._cpu), peak]
+
+
+def _variables() -> dict[bytes, bytes]:
+    """The environment variables as ``os.environ`` keeps them: to decode all of them costs more than an empty step."""
+    return os.environ._data  # type: ignore[attr-defined,no-any-return]
 
 
 def _has_children() -> bool:
