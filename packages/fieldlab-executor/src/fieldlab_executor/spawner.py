@@ -33,6 +33,7 @@ from fieldlab_executor import child, forkhooks, frames, processes
 __all__ = ["main"]
 
 _DEFAULT = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
+_ATTEMPT = processes.ATTEMPT.encode()
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
@@ -122,7 +123,10 @@ class Spawner:
 
     def _bear_marks(self) -> None:
         pid = os.getpid()
-        os.environ[processes.ATTEMPT] = str(pid)
+        # As os.environ would, without the memory that its encoding and decoding touches.
+        value = b"%d" % pid
+        os.putenv(_ATTEMPT, value)
+        os.environ._data[_ATTEMPT] = value  # type: ignore[attr-defined]
         fd = os.open("/proc/self/comm", os.O_WRONLY)
         os.write(fd, processes.mark(pid).encode())
         os.close(fd)
