@@ -49,7 +49,7 @@ class On(StrEnum):
     ALWAYS = "always"  # it ended, in whatever way
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
     """An edge: the step needs ``step`` to end as ``on`` says. ``data``: its value (or error) is an argument."""
 
@@ -58,7 +58,7 @@ class Need:
     data: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
     """The step runs until nothing is ``during`` it any more, and is then asked to stop.
 
@@ -72,7 +72,7 @@ class Background:
     announces: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
     """``times`` more attempts after a failed one; ``delay`` seconds before the first, times ``backoff`` for each next.
 
@@ -85,7 +85,7 @@ class Retry:
     condition: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
     """The step runs only if the callable in blob ``code``, given the value of ``step``, returns something true."""
 
@@ -94,7 +94,7 @@ class Condition:
     path: tuple[str | int, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Repeat:
     """The step runs again and again; its value is the list of its iterations' values.
 
@@ -111,7 +111,7 @@ class Repeat:
     keep_going: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepSpec:
     """One step, ready to run. ``code`` and ``args`` are digests of blobs that only a node's child process opens.
 
@@ -140,7 +140,7 @@ class StepSpec:
     during: tuple[str, ...] = ()
     background: Background | None = None
     timeout: float | None = None
-    retry: Retry = field(default_factory=Retry)
+    retry: Retry = Retry()
     when: Condition | None = None
     repeat: Repeat | None = None
     over: str | None = None

@@ -43,7 +43,7 @@ class Lane(StrEnum):
     BULK = "bulk"  # log chunks: dropped oldest-first, with a gap record, when the spool is full
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One entry of a journal, as JSON in its frame. ``at``: seconds since the epoch, by the node's clock."""
 
@@ -61,7 +61,7 @@ class Started:
     hostname: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What an attempt used: CPU time in seconds, peak resident memory in bytes, exit code or signal of its process."""
 
@@ -71,7 +71,7 @@ class Usage:
     signal: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ValueRef:
     """A step's value for the client: ``json`` (safe format) or ``pickle`` (opens only on trust), inline or by digest.
 
@@ -90,7 +90,7 @@ class ValueRef:
     summary: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
     """A step's state changed, or one of its attempts ended.
 
@@ -115,7 +115,7 @@ class StepRecord:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EventRecord:
     """A task sent an event."""
 
@@ -174,7 +174,7 @@ class Ended:
     cpu: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogRecord:
     """Output of a step. ``stream``: ``stdout``, ``stderr``, ``log`` (``ctx.log``) or ``executor`` (its own remarks)."""
 

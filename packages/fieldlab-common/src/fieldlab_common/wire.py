@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
+import sys
 import types
 import typing
 import zlib
@@ -172,14 +173,27 @@ def _decoder(hint: Any) -> Decoder:
 
 
 def _plain(cls: type) -> Decoder:
+    if cls is str:
+        return _text
+
     def run(data: Any, path: str) -> Any:
         if cls is float and type(data) is int:
             return float(data)
         if type(data) is not cls:
-            raise _fail(path, {"str": "text", "int": "a whole number"}.get(cls.__name__, f"a {cls.__name__}"), data)
+            raise _fail(path, "a whole number" if cls is int else f"a {cls.__name__}", data)
         return data
 
     return run
+
+
+def _text(data: Any, path: str) -> Any:
+    """Text; of a short one, such as a name or a digest, one copy is kept however often it stands in a document."""
+    if type(data) is not str:
+        raise _fail(path, "text", data)
+    return sys.intern(data) if len(data) <= _SHORT else data
+
+
+_SHORT = 200
 
 
 def _optional(args: tuple[Any, ...]) -> Decoder:
