@@ -28,6 +28,7 @@ from fieldlab_executor import frames
 
 DEPLOYMENT = "pi-1"
 SECONDS = 60.0
+CONTROL = ("claim", "poll", "report control")
 
 
 class Reference:
@@ -113,6 +114,9 @@ class Hub:
         self.records: dict[Lane, list[p.Record]] = {lane: [] for lane in Lane}
         self.events: list[Event] = []
         self.stored: dict[str, bytes] = {}
+        self.requests: list[str] = []  # in the order in which they came: "report control", "poll", …
+        self.control = 0  # bytes of all that is control, both ways
+        self._numbers: set[int] = set()  # of requests of control
         self.refuses = False
         self._cancel: p.CancelDeployment | None = None
         self._held: list[tuple[int, int]] = []
@@ -134,9 +138,9 @@ class Hub:
         with self._changed:
             self._add_event(Event(name=name, data=data, sender=sender, key=f"hub:{len(self.events)}"))
 
-    def wait(self, ready: Callable[[], Any], what: str) -> Any:
+    def wait(self, ready: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
         with self._changed:
-            if not self._changed.wait_for(lambda: bool(ready()), SECONDS):
+            if not self._changed.wait_for(lambda: bool(ready()), seconds):
                 raise AssertionError(f"{what} did not come; there is {self.records}")
             return ready()
 
@@ -180,6 +184,11 @@ class Hub:
 
     def _take(self, header: Mapping[str, Any], body: bytes) -> None:
         query, number = header["query"], header["id"]
+        asked = " ".join(filter(None, (header["endpoint"], query.get("lane"))))
+        self.requests.append(asked)
+        if asked in CONTROL:
+            self.control += len(frames.pack(header, body))
+            self._numbers.add(number)
         if header["endpoint"] == "poll" and not self._news(int(query["after"])):
             self._held.append((number, int(query["after"])))
             return
@@ -191,6 +200,7 @@ class Hub:
             self._reply(number, 200, answer if isinstance(answer, bytes) else wire.dumps(answer))
 
     def _reply(self, number: int, status: int, body: bytes) -> None:
+        self.control += len(body) if number in self._numbers else 0
         try:
             self.ours.sendall(frames.pack({"id": number, "status": status}, body))
         except OSError:  # the executor is gone

@@ -66,6 +66,7 @@ class Director:
         self.cancel: CancelDeployment | None = None
         self.faults: dict[str, list[Exception | Answer]] = {}
         self.asked: list[str] = []
+        self.waits: list[float] = []  # that polls asked for
         self.away = False
         self.closed = False
 
@@ -116,6 +117,7 @@ class Director:
         def news() -> bool:
             return self.closed or self.away or len(self.events) > query["after"] or self.cancel is not None
 
+        self.waits.append(query["wait"])
         self.lock.wait_for(news, min(query["wait"], DEADLINE))
         if self.closed:
             raise e.DirectorUnreachable("closed")
@@ -337,6 +339,7 @@ def test_nothing_is_shipped_while_it_is_held(stage: Stage) -> None:
     stage.write(BULK, 5)
     stage.director.seen("poll", 1)
     assert "report" not in stage.director.asked
+    assert stage.director.waits[-1] == 0.0  # a heartbeat: nothing is sent down later either
     stage.link.hold(False)
     stage.acked(CONTROL, 5)
 

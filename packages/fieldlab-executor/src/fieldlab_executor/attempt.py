@@ -104,6 +104,7 @@ class Attempt:
         self.job = job
         self.child: Warm | None = None
         self.exit: Exit | None = None
+        self.early = False  # it was over before its child had been reaped
         self.shared = bool(job["shared"])  # it runs in a worker
         self.worker: Warm | None = None  # which waits for its next job
         self.disturbed = False  # it was told to stop, and may not have heard of it when it answers
@@ -218,7 +219,7 @@ class Attempt:
         """The child has left nothing behind, and ends, or waits for its next job: it is not waited for."""
         try:
             cpu, peak = self.result["usage"] if self.result else (0.0, 0)
-            self.exit = Exit(child.pid, 0, float(cpu), int(peak))
+            self.exit, self.early = Exit(child.pid, 0, float(cpu), int(peak)), True
         except (TypeError, ValueError):  # not what our code sends; its exit will tell
             return
         self._drain_all(child)

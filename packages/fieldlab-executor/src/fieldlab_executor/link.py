@@ -115,7 +115,7 @@ class Pace:
 
     A failed request is tried again after a random part of ``first`` times 2 for each failure, at most ``most``. A poll
     is held ``wait``; an answer has ``timeout`` to come. ``bulk_every``: between two uploads of logs; ``heartbeat``:
-    between two polls while shipping is held; ``idle``: between two polls that bring nothing at once.
+    between two polls, answered at once, while shipping is held; ``idle``: between two polls that bring nothing at once.
     """
 
     first: float = 0.2
@@ -475,7 +475,7 @@ class Link:
     def _poll(self) -> Poll:
         query: dict[str, str | int | float] = {
             "after": self._cursor,
-            "wait": self._pace.wait,
+            "wait": 0.0 if self._holding else self._pace.wait,  # no event comes in amid a measurement
             "journal": self._journal.id,
         }
         before = self._wall()

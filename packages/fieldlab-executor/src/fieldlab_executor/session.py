@@ -93,6 +93,7 @@ class Session:
         self._told_to_stop = False
         self._ended = False
         self._made: Made | None = None
+        self._builders_cpu = 0.0
         self._steps: dict[int, str] = {}  # control records that were not acknowledged: of which step
         self._watch_signals()
         processes.become_subreaper()
@@ -182,6 +183,7 @@ class Session:
         if self._ended:
             return
         self._made = ready.made
+        self._builders_cpu = _cpu(resource.RUSAGE_CHILDREN)
         self._supervisor.warm_up(ready.made.python, self._site, ready.made.variables)
         offset = self._link.clock_offset
         clock = (offset.offset, offset.bound) if offset is not None else (0.0, float("inf"))
@@ -262,7 +264,7 @@ class Session:
             bulk=self._journal.written(Lane.BULK),
             control_bytes=traffic.bytes,
             requests=traffic.requests,
-            cpu=round(_own_cpu() - self._supervisor.steps_cpu, 3),
+            cpu=round(_own_cpu() - self._builders_cpu - self._supervisor.steps_cpu, 3),
         )
         self._supervisor.record("ended", ended)
         if self._code:
@@ -308,8 +310,12 @@ def _version(parts: int) -> str:
 
 def _own_cpu() -> float:
     """CPU seconds of this process, and of those that it waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return _cpu(resource.RUSAGE_SELF) + _cpu(resource.RUSAGE_CHILDREN)
+
+
+def _cpu(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
 
 
 def drain(folder: Path, transport: Callable[[], Transport], seconds: float = DRAIN_SECONDS) -> int:

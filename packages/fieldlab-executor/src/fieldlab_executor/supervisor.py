@@ -93,6 +93,7 @@ class Supervisor:
         self.book = EventBook()
         self.journal_id = ""
         self.steps_cpu = 0.0
+        self._told_cpu: dict[int, float] = {}  # of children that said so themselves, and whose exit will follow
         self._loop = loop
         self._env = env
         self._append = append
@@ -437,7 +438,8 @@ class Supervisor:
         return self._known.names(attempt.job["step"])
 
     def _exited(self, exit_: Exit) -> None:
-        self.steps_cpu += exit_.cpu - self._workers.ended(exit_.pid)
+        told = self._told_cpu.pop(exit_.pid, 0.0)
+        self.steps_cpu += exit_.cpu - self._workers.ended(exit_.pid) - told
         attempt = self._by_pid.get(exit_.pid)
         if attempt is None and not any(one.exit is not None for one in self._by_pid.values()):
             return
@@ -454,9 +456,12 @@ class Supervisor:
         if attempt.deadline is not None:
             attempt.deadline.cancel()
         self._survivors += [processes.describe(pid) for pid in attempt.survivors]
-        if attempt.worker is not None and attempt.exit is not None:
+        if attempt.early and attempt.exit is not None:  # the executor may well end before it hears of the exit
             self.steps_cpu += attempt.exit.cpu
-            self._workers.give_back(attempt.worker, attempt.exit.cpu)
+            if attempt.worker is not None:
+                self._workers.give_back(attempt.worker, attempt.exit.cpu)
+            else:
+                self._told_cpu[attempt.pid] = attempt.exit.cpu
         if attempt.question is not None:
             self._tell(self._evaluated(attempt, attempt.question))
             return
