@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -279,3 +281,88 @@ def test_nothing_is_left_behind_when_the_program_is_ended(script: Any, number: s
     script.send_signal(number)
     script.wait(60)
     await_gone(pid)
+
+
+# --- when it starts, and what is left of an executor that dies --------------------------------------------------------
+
+
+def in_an_hour() -> dt.datetime:
+    return dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+
+
+def two(dag: fl.DAG, **settings: Any) -> fl.Experiment:
+    """Two deployments: ``b`` wants an environment that cannot be made here."""
+    kinds = ["host", "container"]
+    made = fl.Experiment("e", **settings).map(dag, fl.Node.dummy("a"))
+    return made.map(dag, fl.Node.dummy("b", environments=kinds), env=fl.Container(image="none"))
+
+
+def test_an_experiment_starts_at_its_time() -> None:
+    with fl.DAG("d") as dag:
+        add(1, 2)
+    at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1.5)
+    run = fl.run(fl.Experiment("e", start_at=at).map(dag, fl.Node.dummy("a")))
+    started = run.results["a"]["add"].started
+    assert started is not None
+    assert started >= at.timestamp()
+    assert run.state is fl.ExperimentState.SUCCEEDED
+
+
+def test_one_that_waits_for_its_time_can_be_cancelled_and_has_launched_nothing(tmp_path: Path) -> None:
+    with fl.DAG("d") as dag:
+        add(1, 2)
+    experiment = fl.Experiment("e", start_at=in_an_hour()).map(dag, fl.Node.dummy("a"))
+    run = fl.run(experiment, folder=tmp_path, wait=False)
+    assert run.state is fl.ExperimentState.READY
+    run.cancel(reason="changed my mind")
+    assert run.wait(timeout=30) is fl.ExperimentState.CANCELLED
+    run.close()
+    assert not (tmp_path / "deployments").exists()
+
+
+@pytest.mark.parametrize("min_nodes", [None, 1, 2])
+def test_an_experiment_starts_when_enough_could_be_prepared(min_nodes: int | None) -> None:
+    with fl.DAG("d") as dag:
+        add(1, 2)
+    run = fl.run(two(dag, min_nodes=min_nodes))
+    assert run.results["b"].reason is fl.Reason.PREPARE_FAILED
+    assert run.state is fl.ExperimentState.FAILED
+    if min_nodes == 1:
+        assert run.results["a"]["add"].value == 3
+    else:
+        assert run.results["a"].state is fl.DeploymentState.CANCELLED
+        assert "min_nodes" in run.results["a"].message
+        assert run.results["a"]["add"].attempts == 0
+
+
+def test_what_a_killed_executor_had_journalled_arrives(tmp_path: Path) -> None:
+    fifo = tmp_path / "supervisor"
+    os.mkfifo(fifo)
+
+    @fl.task
+    def wait(path: str, *, ctx: fl.TaskContext) -> None:
+        status = Path(f"/proc/{os.getppid()}/status").read_text()
+        Path(path).write_text(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+        ctx.stopping.wait()
+
+    @fl.task
+    def say() -> str:
+        print("said before it died")
+        return "journalled"
+
+    with fl.DAG("d") as dag:
+        wait(str(fifo)).after(say())
+    experiment = fl.Experiment("e", reporting="silent").map(dag, fl.Node.dummy("a"))  # nothing is sent before its end
+    run = fl.run(experiment, folder=tmp_path / "run", wait=False)
+    with os.fdopen(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)) as end:
+        assert select.select([end], [], [], 60)[0]
+        supervisor = int(end.read())
+    os.kill(supervisor, signal.SIGKILL)
+    assert run.wait(timeout=60) is fl.ExperimentState.FAILED
+    results = run.results["a"]
+    assert results.reason is fl.Reason.EXECUTOR_LOST
+    assert "signal 9" in results.message
+    assert results["say"].value == "journalled"
+    assert [line.text for line in results["say"].logs if line.stream == "stdout"] == ["said before it died"]
+    assert results["wait"].attempts == 1
+    run.close()

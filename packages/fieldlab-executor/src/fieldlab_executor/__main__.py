@@ -1,7 +1,7 @@
 """The executor's command line, as ``python fieldlab.pyz …`` or ``python -m fieldlab_executor …``.
 
     run DIR [--pipe FD]     run the deployment that DIR/launch.json names, and report; FD: a local run's socket
-    drain DIR               ship what a dead executor left in DIR
+    drain DIR [--pipe FD]   ship what a dead executor left in DIR
     facts                   print what this node is, as JSON
     pack FILE               write the executor as one file, fieldlab.pyz
     prepare --environment JSON [--python VERSION] [--cache DIR] [--leash FD]
@@ -113,7 +113,7 @@ def _transport(launch: Any, pipe: str | None) -> Any:
 
 
 def _drain(words: list[str]) -> int:
-    places, _ = _options(words, [], 1)
+    places, options = _options(words, ["pipe"], 1)
     from fieldlab_executor import session
 
     folder = Path(places[0]).absolute()
@@ -124,7 +124,7 @@ def _drain(words: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return session.REFUSED
     try:
-        return session.drain(folder, lambda: _transport(launch, None))
+        return session.drain(folder, lambda: _transport(launch, options.get("pipe")))
     finally:
         os.close(held)
 

@@ -15,6 +15,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,15 @@ from typing import Any
 from fieldlab_common import errors as e
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
+from fieldlab_common.course import (
+    NEVER,
+    Abandon,
+    ExperimentStanding,
+    MoveExperiment,
+    decide_experiment,
+    experiment_outcome,
+    way_to,
+)
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.events import DEPLOYMENT, Event, Member
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
@@ -33,6 +43,7 @@ from fieldlab.ship import Shipment
 __all__ = ["Answered", "Hub"]
 
 _D, _E = DeploymentState, ExperimentState
+_TO_LAUNCH = (_D.PENDING, _D.PREPARING, _D.READY)
 PAGE = 2000  # records in a page at most
 PAGE_BYTES = 16 * 1024 * 1024
 _PLAIN = (b'{"kind":"step"', b'{"kind":"log"', b'{"kind":"gap"', b'{"kind":"started"', b'{"kind":"cancel"')
@@ -113,6 +124,7 @@ class Hub:
             Member(deployment=d.name, role=d.role, node=d.node.name, addresses=("127.0.0.1",)) for d in deployments
         )
         self._state, self._created = _E.PREPARING, clock()
+        self._look_at = NEVER  # when the run may start
         self._started: float | None = None
         self._ended: float | None = None
         self._events: list[Event] = []
@@ -134,6 +146,34 @@ class Hub:
                     self._to(here, state, reason if state.terminal else None, message if state.terminal else "")
             self._settle()
             return here.state
+
+    def move_all(
+        self, names: Sequence[str], state: DeploymentState, *, reason: Reason | None = None, message: str = ""
+    ) -> None:
+        """Move several at once, before anything follows from it."""
+        with self._changed:
+            for name in names:
+                if not self._here[name].state.terminal:
+                    self._to(self._here[name], state, reason, message)
+            self._settle()
+
+    def launchable(self) -> tuple[str, ...]:
+        """The deployments that may be launched now."""
+        with self._changed:
+            self._settle()
+            running = self._state is _E.RUNNING
+            return tuple(name for name, here in self._here.items() if running and here.state is _D.READY)
+
+    def until_start(self) -> float:
+        """Seconds until the run may start, if that is for a time only."""
+        with self._changed:
+            return max(0.0, self._look_at - self._clock())
+
+    def claimed(self, name: str) -> bool:
+        """Whether an executor has claimed it, and it may owe more than has come."""
+        with self._changed:
+            here = self._here[name]
+            return bool(here.journal) and not here.gone
 
     def executor_gone(self, name: str, message: str) -> None:
         """The executor's process has ended: a deployment that has not ended by its own account has failed."""
@@ -161,7 +201,7 @@ class Hub:
                 return
             for name in names or self._here:
                 here = self._here[name]
-                if here.state in (_D.PENDING, _D.PREPARING, _D.READY):
+                if here.state in _TO_LAUNCH:
                     self._to(here, _D.CANCELLED, Reason.CANCELLED, reason)
                 elif not here.state.terminal and here.cancel is None:
                     here.cancel = p.CancelDeployment(reason=reason)
@@ -450,24 +490,44 @@ class Hub:
         self._add_event(Event(name=DEPLOYMENT, data=data, sent_at=self._clock()))
 
     def _settle(self) -> None:
+        """Do what follows for the run from how its deployments stand."""
         states = [here.state for here in self._here.values()]
-        if self._state is _E.PREPARING and not any(s in (_D.PENDING, _D.PREPARING) for s in states):
-            self._state = advance(self._state, _E.READY)
-        if self._state is _E.READY and any(s not in (_D.READY, _D.FAILED, _D.CANCELLED) for s in states):
-            self._state, self._started = advance(self._state, _E.RUNNING), self._clock()
-        if all(s.terminal for s in states) and not self._state.terminal:
-            self._end(states)
+        action = decide_experiment(self._standing(states), self._clock())
+        while isinstance(action, MoveExperiment):
+            self._move_run(action.state)
+            action = decide_experiment(self._standing(states), self._clock())
+        if isinstance(action, Abandon):
+            states = self._abandon(action.message)
+        else:
+            self._look_at = action.at
+        outcome = experiment_outcome(states, self._state is _E.CANCELLING)
+        for state in way_to(self._state, outcome) if outcome and not self._state.terminal else ():
+            self._move_run(state)
         self._changed.notify_all()
         self._recorded.notify_all()
 
-    def _end(self, states: Sequence[DeploymentState]) -> None:
-        if self._state is _E.CANCELLING:
-            final = _E.CANCELLED
-        else:
-            final = _E.SUCCEEDED if all(s is _D.SUCCEEDED for s in states) else _E.FAILED
-        if self._state is _E.READY:
-            self._state = advance(self._state, _E.RUNNING)
-        self._state, self._ended = advance(self._state, final), self._clock()
+    def _standing(self, states: Sequence[DeploymentState]) -> ExperimentStanding:
+        return ExperimentStanding(
+            state=self._state,
+            deployments=Counter(states),
+            min_nodes=self._shipment.settings.min_nodes,
+            start_requested=True,
+            start_at=self._shipment.settings.start_at,
+        )
+
+    def _move_run(self, state: ExperimentState) -> None:
+        self._state = advance(self._state, state)
+        if state is _E.RUNNING:
+            self._started = self._clock()
+        if state.terminal:
+            self._ended = self._clock()
+
+    def _abandon(self, message: str) -> list[DeploymentState]:
+        """Too few can be prepared: none is launched."""
+        for here in self._here.values():
+            if here.state in _TO_LAUNCH:
+                self._to(here, _D.CANCELLED, Reason.CANCELLED, message)
+        return [here.state for here in self._here.values()]
 
 
 def _digest(path: Mapping[str, str]) -> str:

@@ -8,7 +8,12 @@ On the socket, both ways, a frame is a JSON header and bytes (``fieldlab_executo
 ``{"id", "endpoint", "path", "query"}`` and the body as bytes; its answer ``{"id", "status"}`` and the body. Answers
 may come in another order: a ``poll`` is held while there is nothing to say, and holds nothing else up.
 
-Nothing outlives the call: an executor ends when its deployment does, when it is told to, or when the socket closes.
+Nothing outlives the call: an executor ends when its deployment does, when it is told to, or when the socket closes. One
+that dies is followed by another that ships what it had journalled (``drain``), as the director has it done.
+
+An experiment starts as it would with a director (``fieldlab_common.course``): when the environments of its deployments
+are made, of as many as ``min_nodes`` says, and at ``start_at``. A deployment that is alone makes its own itself, so
+that what its builder says stands in its log.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from fieldlab_common import wire
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.environment import Venv
-from fieldlab_common.errors import DefinitionError, InvalidMessage, UnsupportedError
+from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnsupportedError
 from fieldlab_common.events import Event
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.lifecycle import DeploymentState, Reason
@@ -55,6 +60,7 @@ __all__ = ["LocalSource", "run"]
 _D = DeploymentState
 STOP_SECONDS = 30.0  # for a cancelled executor to end what runs; then it is killed, and sweeps what is left
 KILL_SECONDS = 5.0
+DRAIN_SECONDS = 60.0  # to ship what a dead executor had journalled
 SETTLE_SECONDS = 10.0  # for the executors of a run that has ended to leave by themselves
 
 
@@ -121,7 +127,13 @@ def _played_here(experiment: Experiment) -> Experiment:
 
     Which others the machine has is left open where one is asked for: its executor finds it, or says what there is.
     """
-    made = Experiment(experiment.name, reporting=experiment.reporting, lost_after=experiment.lost_after)
+    made = Experiment(
+        experiment.name,
+        reporting=experiment.reporting,
+        lost_after=experiment.lost_after,
+        min_nodes=experiment.min_nodes,
+        start_at=experiment.start_at,
+    )
     for one in experiment.assignments:
         asks = isinstance(one.environment, Venv) and one.environment.python
         node = replace(one.node, python=() if asks else (PYTHON,))
@@ -166,11 +178,8 @@ class LocalSource:
         self._end = weakref.finalize(self, _end, self._carrier, self._folder if folder is None else None)
 
     def launch(self) -> None:
-        """Start every deployment; each executor makes its environment itself, and holds no other up with it."""
-        for deployment in self._shipment.resolution.deployments:
-            folder = self._folder / "deployments" / deployment.name
-            self._carrier.launch(self._shipment.name, deployment, folder)
-        self._carrier.start()
+        """Prepare every deployment, and start them when the experiment may."""
+        self._carrier.begin(self._shipment, self._folder / "deployments")
 
     def settle(self) -> None:
         """Wait until the executors of a run that has ended have sent their last logs and are gone."""
@@ -234,7 +243,8 @@ class _Executor:
     unpacker: Any
     out: bytearray = field(default_factory=bytearray)
     held: list[_Held] = field(default_factory=list)
-    told_to_stop: float | None = None
+    killed_at: float | None = None  # when it is killed unless it has ended
+    drains: str = ""  # it ships what one before it left, whose last words these are
 
 
 class _Carrier:
@@ -249,7 +259,11 @@ class _Carrier:
             end.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._serve, name="fieldlab-local", daemon=True)
+        self._experiment = ""
+        self._lock = threading.Lock()  # held to see, or to say, that it is closing
         self._executors: dict[str, _Executor] = {}
+        self._waiting: dict[str, Path] = {}  # the folders of deployments that are not launched
+        self._preparations: set[Any] = set()
         self._closing = False
 
     # --- from other threads ---
@@ -259,18 +273,41 @@ class _Carrier:
         with contextlib.suppress(BlockingIOError, OSError):  # full: it is woken already; closed: nobody is left to wake
             self._wake_out.send(b"w")
 
-    def launch(self, experiment: str, deployment: Deployment, folder: Path) -> None:
-        """Start an executor."""
-        name = deployment.name
-        self.hub.move(name, _D.PREPARING, _D.READY, _D.LAUNCHING)
-        try:
-            self._executors[name] = self._spawn(experiment, name, folder)
-        except OSError as error:
-            self.hub.move(name, _D.FAILED, reason=Reason.LAUNCH_FAILED, message=str(error))
-
-    def start(self) -> None:
-        """Begin to serve."""
+    def begin(self, shipment: Shipment, folder: Path) -> None:
+        """Prepare the deployments of ``shipment``, and serve."""
+        self._experiment = shipment.name
+        deployments = shipment.resolution.deployments
+        wanted: dict[str, list[Deployment]] = {}  # those that want the same environment
+        for one in deployments:
+            self._waiting[one.name] = folder / one.name
+            self.hub.move(one.name, _D.PREPARING)
+            ready = one.environment.kind == "host" or len(deployments) == 1
+            wanted.setdefault("" if ready else f"{one.environment!r} {one.python}", []).append(one)
+        self.hub.move_all([one.name for one in wanted.pop("", [])], _D.READY)
+        for alike in wanted.values():
+            threading.Thread(target=self._prepare, args=(alike,), name="fieldlab-prepare", daemon=True).start()
         self._thread.start()
+
+    def _prepare(self, alike: list[Deployment]) -> None:
+        """Make the environment of deployments that want the same."""
+        from fieldlab_executor import environments, preparing
+
+        names, first = [one.name for one in alike], alike[0]
+        with self._lock:
+            if self._closing:
+                return
+            made = preparing.Preparation(_EXECUTOR, first.environment, first.python, lambda line: None)
+            self._preparations.add(made)
+        try:
+            made.wait(environments.BUILD_SECONDS)
+        except FieldlabError as error:
+            self.hub.move_all(names, _D.FAILED, reason=Reason.PREPARE_FAILED, message=str(error))
+        else:
+            self.hub.move_all(names, _D.READY)
+        finally:
+            with self._lock:
+                self._preparations.discard(made)
+            self.wake()
 
     def join(self, timeout: float) -> None:
         """Wait until all executors are gone."""
@@ -279,23 +316,44 @@ class _Carrier:
 
     def close(self) -> None:
         """End every executor, at first with a request, and wait until all are gone."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
+            for made in self._preparations:
+                made.end()
         if self.hub.unfinished():
             self.hub.cancel("the run was closed", ())
         self.wake()
         self.join(STOP_SECONDS + 2 * KILL_SECONDS)
 
-    def _spawn(self, experiment: str, name: str, folder: Path) -> _Executor:
-        from fieldlab_executor.frames import Unpacker
+    # --- executors
 
+    def _launch_ready(self) -> None:
+        """Launch what may start now; forget what ended before it could."""
+        for name in self.hub.launchable():
+            folder = self._waiting.pop(name)
+            if self.hub.move(name, _D.LAUNCHING).terminal:
+                continue
+            try:
+                self._launch(name, folder)
+            except OSError as error:
+                self.hub.move(name, _D.FAILED, reason=Reason.LAUNCH_FAILED, message=str(error))
+        unfinished = set(self.hub.unfinished())
+        self._waiting = {name: folder for name, folder in self._waiting.items() if name in unfinished}
+
+    def _launch(self, name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        launch = p.Launch(director="pipe", token="", experiment=experiment, deployment=name, epoch=1)
+        launch = p.Launch(director="pipe", token="", experiment=self._experiment, deployment=name, epoch=1)
         with open(os.open(folder / "launch.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(wire.dumps(launch))
+        self._spawn("run", name, folder)
+
+    def _spawn(self, word: str, name: str, folder: Path) -> _Executor:
+        from fieldlab_executor.frames import Unpacker
+
         ours, theirs = socket.socketpair()
         with theirs, open(folder / "executor.log", "ab") as log:
             process = subprocess.Popen(
-                [*_EXECUTOR, "run", str(folder), "--pipe", str(theirs.fileno())],
+                [*_EXECUTOR, word, str(folder), "--pipe", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -306,13 +364,18 @@ class _Carrier:
         ours.setblocking(False)
         executor = _Executor(name=name, folder=folder, process=process, socket=ours, unpacker=Unpacker())
         self._selector.register(ours, selectors.EVENT_READ, executor)
+        self._executors[name] = executor
         return executor
 
     # --- the thread ---
 
     def _serve(self) -> None:
         try:
-            while self._executors:
+            while True:
+                if self._waiting:
+                    self._launch_ready()
+                if not self._executors and not self._waiting:
+                    return
                 for key, mask in self._selector.select(self._patience()):
                     if key.data is None:
                         self._woken()
@@ -333,7 +396,9 @@ class _Carrier:
         """Until when nothing has to be done unless something comes."""
         now = time.monotonic()
         times = [held.deadline for one in self._executors.values() for held in one.held]
-        times += [one.told_to_stop for one in self._executors.values() if one.told_to_stop is not None]
+        times += [one.killed_at for one in self._executors.values() if one.killed_at is not None]
+        if self._waiting:
+            times.append(now + self.hub.until_start())
         return max(0.0, min([*times, now + 60.0]) - now)
 
     def _move(self, executor: _Executor, mask: int) -> None:
@@ -393,15 +458,15 @@ class _Carrier:
             self._selector.modify(executor.socket, wanted, executor)
 
     def _press(self, executor: _Executor) -> None:
-        """While the run is being closed: wait for the executor, then terminate it, then kill it."""
-        if not self._closing or executor.name not in self._executors:
-            return
+        """Kill an executor whose time is over; while the run is being closed, that of each is limited."""
         now = time.monotonic()
-        if executor.told_to_stop is None:
-            executor.told_to_stop = now + STOP_SECONDS
-        elif now >= executor.told_to_stop:
+        if executor.name not in self._executors:
+            return
+        if executor.killed_at is None:
+            executor.killed_at = now + STOP_SECONDS if self._closing else None
+        elif now >= executor.killed_at:
             executor.process.send_signal(signal.SIGKILL)
-            executor.told_to_stop = now + KILL_SECONDS
+            executor.killed_at = now + KILL_SECONDS
 
     def _gone(self, executor: _Executor) -> None:
         """The socket has closed: the executor has ended, or is about to."""
@@ -413,9 +478,16 @@ class _Carrier:
             executor.process.kill()
             code = executor.process.wait()
         del self._executors[executor.name]
-        self.hub.executor_gone(executor.name, _last_words(code, executor.folder / "executor.log"))
+        words = executor.drains or _last_words(code, executor.folder / "executor.log")
+        if code not in _IN_ORDER and not executor.drains and not self._closing and self.hub.claimed(executor.name):
+            with contextlib.suppress(OSError):
+                drain = self._spawn("drain", executor.name, executor.folder)
+                drain.drains, drain.killed_at = words, time.monotonic() + DRAIN_SECONDS
+                return
+        self.hub.executor_gone(executor.name, words)
 
 
+_IN_ORDER = (0, 3)  # exit codes of an executor that leaves nothing: all is shipped, or the claim was another's
 _EXECUTOR = (sys.executable, "-P", "-m", "fieldlab_executor")
 
 
