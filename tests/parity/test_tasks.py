@@ -257,6 +257,14 @@ def test_a_task_is_a_step_among_others():
     assert fl.run(dag)["double"].value == 40
 
 
+def test_a_converted_graph_is_a_dag_that_repeats_within_another():
+    converted = nu.from_graph(Pipeline().then(Write("w")).then(Previous("seen")), install=False)
+    with fl.DAG("outer") as dag:
+        fl.repeat(converted().named("rounds"), times=2)
+    rounds = fl.run(dag, timeout=60)["rounds"]
+    assert rounds[1]["seen"].value == {"w": [("ok", None), ("ok", None)], "seen": [("ok", {"w": [("ok", None)]})]}
+
+
 def test_a_failure_that_is_returned_fails_the_step_with_what_it_holds():
     with fl.DAG("failing") as dag:
         nu.from_task(Give(Failure({"code": 7}), "bad"), install=False)()

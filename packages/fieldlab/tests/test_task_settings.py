@@ -48,7 +48,17 @@ def test_a_kept_process_runs_on_beside_later_steps_and_ends_with_the_deployment(
     assert not os.path.exists(f"/proc/{results['leaves_a_process'].value}")
 
 
-@pytest.mark.parametrize("given", [{"preload": "numpy"}])
-def test_one_text_is_no_list_of_modules(given):
-    with pytest.raises(fl.DefinitionError, match="give a list"):
+def test_a_step_that_keeps_processes_has_a_process_of_its_own_whatever_its_dag_says():
+    with fl.DAG("keep", isolation="shared") as dag:
+        leaves_a_process()
+    (deployment,) = fl.plan(dag).deployments
+    assert deployment.graph.steps[0].isolation == "process"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"preload": "numpy"}, "give a list"), ({"keep_processes": True, "isolation": "shared"}, "warm worker")],
+)
+def test_settings_that_make_no_sense_are_refused(given, said):
+    with pytest.raises(fl.DefinitionError, match=said):
         fl.task(**given)

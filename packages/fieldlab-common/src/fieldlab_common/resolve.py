@@ -399,8 +399,11 @@ def _is_by_value(step: Step[Any], implementation: Implementation) -> bool:
 
 
 def _isolation(use: Use, settings: TaskSettings) -> str:
-    """What its task says, else what the DAGs around it say; a background step would keep a worker from all others."""
-    if use.step.background is not None:
+    """What its task says, else what the DAGs around it say.
+
+    A background step would keep a worker from all others, and a worker ends what a step leaves running.
+    """
+    if use.step.background is not None or settings.keep_processes:
         return "process"
     return settings.isolation or use.scope.isolation or "process"
 

@@ -88,6 +88,11 @@ class TaskSettings:
             raise DefinitionError(f"timeout={self.timeout!r}: it must be more than zero seconds.")
         if self.retries < 0 or self.retry_delay < 0 or self.retry_backoff < 1:
             raise DefinitionError("retries and retry_delay cannot be negative, and retry_backoff is at least 1.")
+        if self.keep_processes and self.isolation == "shared":
+            raise DefinitionError(
+                "keep_processes is for isolation='process': a warm worker ends what its steps leave running.",
+                advice="Leave one of them out.",
+            )
 
     @property
     def requirements(self) -> Requirements:

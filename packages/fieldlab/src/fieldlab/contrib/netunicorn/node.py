@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -33,7 +34,7 @@ __all__ = ["FLAG", "Call", "Events", "TaskFailed", "joined", "read_flag", "synch
 
 FLAG = "netunicorn.flag."  # with the flag's name: the events that make it
 _STORED = "netunicorn:"  # with the step's name: its entry in ctx.store
-_FOLDER = "~netunicorn"  # beside the folders of steps, whose names cannot begin with ~
+_FOLDER = "netunicorn"  # in the folder of the deployment
 
 
 class TaskFailed(FieldlabError):
@@ -58,8 +59,7 @@ class Call:
         Raises:
             TaskFailed: it returned a Failure. Whatever it raises is raised.
         """
-        os.makedirs(_FOLDER, exist_ok=True)  # the step's cwd is where the folders of steps are
-        os.chdir(_FOLDER)
+        _enter_shared_folder()
         self.task.previous_steps = _previous(ctx)
         with _gateway(ctx):
             result, error = _run(self.task)
@@ -69,6 +69,14 @@ class Call:
         if not is_successful(result):
             raise TaskFailed(str(result.failure()))
         return result.unwrap()
+
+
+def _enter_shared_folder() -> None:
+    """Go from the step's folder to the one that netunicorn's tasks share, in that of the deployment."""
+    own = os.getcwd()
+    root = next(str(path) for path in pathlib.Path(own).parents if (path / "context.json").is_file())
+    os.makedirs(f"{root}/{_FOLDER}", exist_ok=True)
+    os.chdir(f"{root}/{_FOLDER}")
 
 
 def _run(task: Any) -> tuple[Result[Any, Any], Exception | None]:

@@ -71,16 +71,16 @@ class _Making:
     def settings(self, task: TheirTask) -> TaskSettings:
         """The settings of a task that runs ``task``."""
         if not self.install:
-            return TaskSettings(cwd="../..", env=self.env, preload=_PRELOAD, keep_processes=True)
+            return TaskSettings(env=self.env, preload=_PRELOAD, keep_processes=True, isolation="process")
         needs = requirements_of([*self.commands, *task.requirements])
         return TaskSettings(
             packages=(*base_packages(), *needs.packages),
             system_packages=needs.system_packages,
             setup=needs.setup,
-            cwd="../..",
             env=self.env,
             preload=_PRELOAD,
             keep_processes=True,
+            isolation="process",
         )
 
 
