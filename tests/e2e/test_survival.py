@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -160,3 +163,42 @@ def test_an_event_that_is_sent_before_the_start_reaches_the_tasks(client: fl.Cli
     run.events.send("early", {"n": 1})
     assert run.start().wait(timeout=60) is fl.ExperimentState.SUCCEEDED
     assert [run.results[node]["wait_for"].value for node in "abc"] == [{"n": 1}] * 3
+
+
+@fl.task
+def stay(value: int, there: str) -> int:
+    with open(there, "w") as pipe:
+        pipe.write(str(os.getppid()))
+    signal.pause()
+    return value
+
+
+def test_what_a_killed_executor_left_is_shipped_by_hand(
+    own_director: Embedded, tmp_path: Path, until: Until, alive: Callable[[int], bool]
+) -> None:
+    there = tmp_path / "there"
+    os.mkfifo(there)
+    with fl.DAG("rescued") as dag:
+        stay(begin(), str(there))
+    client = fl.Client(own_director.url, token=own_director.token)
+    run = client.submit(fl.Experiment("rescued", reporting="silent").map(dag, client.nodes()["plain"]))
+    spawner = int(there.read_text())
+    executor = int(Path(f"/proc/{spawner}/stat").read_text().rpartition(")")[2].split()[1])
+    launch = next(own_director.folder.rglob("launch.json"))
+    assert run.results["plain"]["begin"].status is fl.StepState.WAITING  # it has said nothing yet
+
+    with open(launch.parent / "lock") as lock:
+        # Who waits for the lock has it at once when the executor dies: the connector, which would drain, sees it taken.
+        taker = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
+        taker.start()
+        os.kill(executor, signal.SIGKILL)
+        taker.join(60)
+        assert not alive(executor)
+    executable = next(own_director.folder.rglob("fieldlab.pyz"))
+    drained = subprocess.run(
+        [sys.executable, str(executable), "drain", str(launch.parent)], capture_output=True, text=True, timeout=60
+    )
+    assert drained.returncode == 0, drained.stderr
+    results = until(run, lambda r: bool(r["plain"]["begin"].logs) and r["plain"]["begin"].status.terminal)
+    assert results["plain"]["begin"].value == 41
+    assert "begun" in str(results["plain"]["begin"].logs)

@@ -11,11 +11,14 @@ import uuid
 import zoneinfo
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from fieldlab_common.errors import InvalidMessage, UnpicklableError, UntrustedValue
 from fieldlab_common.payload import Unresolved, decode_value, encode_value, seal, unseal
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 
 class Colour(enum.Enum):
@@ -26,6 +29,21 @@ class Colour(enum.Enum):
 class Point:
     x: int
     label: str = ""
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclasses.dataclass
+class Place:
+    what: object
+    where: Point
 
 
 class Opaque:
@@ -96,6 +114,75 @@ def test_arrays_keep_type_shape_and_content(dtype):
     assert back.shape == array.shape
     assert (back == array).all()
     assert back.flags.writeable
+
+
+@given(hnp.arrays(hnp.scalar_dtypes() | hnp.unicode_string_dtypes(), hnp.array_shapes(min_dims=0, min_side=0)))
+def test_any_array_of_numbers_or_text_comes_back(array):
+    back = round_trip(array)
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("array", [np.asfortranarray(np.eye(3)), np.arange(9)[::2], np.float32(1.5), np.str_("x")])
+def test_the_layout_of_an_array_does_not_matter(array):
+    back = round_trip(array)
+    assert type(back) is type(array)
+    assert np.array_equal(back, array)
+
+
+FRAMES = [
+    pd.DataFrame({"n": [1, 2], "t": ["x", None], "c": pd.Categorical(["u", "v"])}),
+    pd.DataFrame({"at": pd.to_datetime(["2026-01-01", "2026-07-01"]).tz_localize("Europe/Paris")}),
+    pd.DataFrame({0: [1.5], 1: [True]}, index=pd.MultiIndex.from_tuples([(1, "a")], names=["i", "j"])),
+    pd.DataFrame(),
+]
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_frames_come_back_with_their_index_and_types(frame):
+    pd.testing.assert_frame_equal(round_trip(frame), frame)
+
+
+def test_a_table_comes_back():
+    table = pa.table({"n": [1, None], "nested": [[1, 2], []]})
+    assert round_trip(table) == table
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.DataFrame({"mixed": [1, "x", 2.5]}),
+        pd.DataFrame({"objects": [Point(1), Point(2)]}),
+        pd.DataFrame([[1, 2]], columns=["twice", "twice"]),
+        pd.DataFrame({"numbers": pd.Series([1, 2], dtype=object)}),
+        np.array([Point(1), None]),
+        np.ma.array([1, 2], mask=[0, 1]),
+    ],
+    ids=["mixed", "objects", "doubled columns", "numbers as objects", "array of objects", "masked"],
+)
+def test_what_has_no_safe_form_that_is_the_same_is_a_pickle(value):
+    encoded = encode_value(value)
+    assert encoded.format == "pickle"
+    back = decode_value("pickle", data=encoded.body, trust=True)
+    assert back.equals(value) if isinstance(value, pd.DataFrame) else (back == value).all()
+
+
+@pytest.mark.parametrize("value", [*Colour, *Level, *Rights, Rights.READ | Rights.WRITE, Rights(0)])
+def test_members_of_enumerations_come_back_as_themselves(value):
+    assert round_trip(value) is value
+
+
+@given(st.builds(Place, DATA, st.builds(Point, st.integers(), st.text())))
+def test_dataclasses_in_dataclasses_come_back(place):
+    assert round_trip([place, {"key": place}]) == [place, {"key": place}]
+
+
+@given(st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone))
+def test_any_offset_of_a_moment_is_kept(zone):
+    moment = dt.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=zone)
+    back = round_trip(moment)
+    assert back.isoformat() == moment.isoformat()
+    assert back.fold == 1
 
 
 def test_known_classes_come_back_without_running_their_constructors():

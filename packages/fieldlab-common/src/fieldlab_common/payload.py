@@ -13,6 +13,7 @@ The director never imports this module (a contract in CI holds that).
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import datetime as dt
 import decimal
@@ -244,11 +245,25 @@ def _arrow(value: Any, cls: type) -> Any:
     kind = {"DataFrame": "dataframe", "Table": "table"}.get(cls.__name__)
     if kind is None:
         raise _NotData(_type_name(cls))
-    table = pyarrow.Table.from_pandas(value) if kind == "dataframe" else value
+    table = _table_of(value) if kind == "dataframe" else value
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return {"$": kind, "v": _b64(sink.getvalue().to_pybytes())}
+
+
+def _table_of(frame: Any) -> Any:
+    """The frame as an Arrow table, if that gives the same columns back: a column of any objects has no such form."""
+    import pyarrow
+
+    try:
+        table = pyarrow.Table.from_pandas(frame)
+        back = table.slice(0, 0).to_pandas()
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise _NotData(f"a frame that is no table: {error}") from error
+    if not (back.dtypes.equals(frame.dtypes) and back.columns.equals(frame.columns)):
+        raise _NotData("a frame with columns of objects")
+    return table
 
 
 def _b64(data: bytes) -> str:
@@ -414,10 +429,13 @@ def _decode_dataclass(doc: dict[str, Any]) -> Any:
 
 
 def _decode_enum(doc: dict[str, Any]) -> Any:
-    cls = _known(doc["type"])
+    cls, value = _known(doc["type"]), _decode(doc["v"])
     if cls is not None and issubclass(cls, enum.Enum) and doc["name"] in cls.__members__:
         return cls.__members__[doc["name"]]
-    return Unresolved(doc["type"], {"name": doc["name"], "value": _decode(doc["v"])})
+    if cls is not None and issubclass(cls, enum.Flag):  # several at once, or none, have no member of their own
+        with contextlib.suppress(ValueError):
+            return cls(value)
+    return Unresolved(doc["type"], {"name": doc["name"], "value": value})
 
 
 def _decode_array(doc: dict[str, Any]) -> Any:
