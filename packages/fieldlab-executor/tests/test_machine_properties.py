@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fieldlab_common.deployment import Background, Condition, Graph, Need, On, Repeat, Retry, StepSpec
@@ -255,7 +255,7 @@ class World:
         spec = self.specs[key.step]
         assert not self.told
         assert key not in self.ever
-        assert key.attempt == 1 or replace(key, attempt=key.attempt - 1) in self.failed
+        assert key.attempt == 1 or key._replace(attempt=key.attempt - 1) in self.failed
         met = [self.met(need) for need in spec.needs]
         assert all(met) if spec.need == "all" else (any(met) or not met)
         assert all(self.states[n] is OK for n in (spec.over, spec.when and spec.when.step) if n)

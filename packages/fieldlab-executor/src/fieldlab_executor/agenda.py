@@ -64,6 +64,8 @@ class Agenda:
 
     def clear(self, kind: str, item: Item) -> None:
         """Forget the timer, if it is set."""
+        if not self._timers:  # most often; a name would be made for nothing
+            return
         name = _name(kind, item)
         if self._timers.pop(name, None) is not None:
             self.expect_no_more(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import StepRecord, Usage, ValueRef
@@ -43,8 +43,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One attempt: the step, its attempt counted from 1, its iteration counted from 0 (None: it is not iterated).
 
     ``step`` is a path (``fieldlab_common.paths``), as it is in records.

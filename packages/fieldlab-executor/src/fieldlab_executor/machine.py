@@ -192,6 +192,8 @@ class Machine:
 
     def _unblock(self) -> bool:
         """Where only background steps run, and what waits, waits for their end: ask them to stop. Whether any was."""
+        if not self._shared.still and not self._shared.agenda.stalled:
+            return False
         still, asked = list(self._shared.still), False
         self._shared.still.clear()
         for one in still:

@@ -56,9 +56,10 @@ class Slots:
             _, item = heapq.heappop(self._queue)
             woken, item.woken = item.woken, None
             if item.live:
-                busy = next((one for one in item.step.resources if one.room < 1), None)
+                needed = item.step.resources
+                busy = next((one for one in needed if one.room < 1), None) if needed else None
                 if busy is None:
-                    for resource in item.step.resources:
+                    for resource in needed:
                         resource.room -= 1
                     item.lent = False
                     return item
