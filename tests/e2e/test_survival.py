@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
-import fcntl
 import importlib.util
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -173,9 +172,12 @@ def stay(value: int, there: str) -> int:
     return value
 
 
-def test_what_a_killed_executor_left_is_shipped_by_hand(
-    own_director: Embedded, tmp_path: Path, until: Until, alive: Callable[[int], bool]
-) -> None:
+def _connector_of(director: Embedded) -> int:
+    children = Path(f"/proc/{director.pid}/task/{director.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"connectors.host" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_what_a_killed_executor_left_is_shipped_by_hand(own_director: Embedded, tmp_path: Path, until: Until) -> None:
     there = tmp_path / "there"
     os.mkfifo(there)
     with fl.DAG("rescued") as dag:
@@ -187,18 +189,20 @@ def test_what_a_killed_executor_left_is_shipped_by_hand(
     launch = next(own_director.folder.rglob("launch.json"))
     assert run.results["plain"]["begin"].status is fl.StepState.WAITING  # it has said nothing yet
 
-    with open(launch.parent / "lock") as lock:
-        # Who waits for the lock has it at once when the executor dies: the connector, which would drain, sees it taken.
-        taker = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
-        taker.start()
+    connector = _connector_of(own_director)
+    os.kill(connector, signal.SIGSTOP)  # it would drain by itself
+    try:
+        ended = os.pidfd_open(executor)
         os.kill(executor, signal.SIGKILL)
-        taker.join(60)
-        assert not alive(executor)
-    executable = next(own_director.folder.rglob("fieldlab.pyz"))
-    drained = subprocess.run(
-        [sys.executable, str(executable), "drain", str(launch.parent)], capture_output=True, text=True, timeout=60
-    )
+        assert select.select([ended], [], [], 60)[0]
+        os.close(ended)
+        executable = next(own_director.folder.rglob("fieldlab.pyz"))
+        command = [sys.executable, str(executable), "drain", str(launch.parent)]
+        drained = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        os.kill(connector, signal.SIGCONT)
     assert drained.returncode == 0, drained.stderr
-    results = until(run, lambda r: bool(r["plain"]["begin"].logs) and r["plain"]["begin"].status.terminal)
+    run.wait(timeout=60)
+    results = run.results
     assert results["plain"]["begin"].value == 41
     assert "begun" in str(results["plain"]["begin"].logs)
