@@ -183,10 +183,13 @@ class User:
         assert answer.status_code == 200, answer.text
         return digest
 
-    def request(self, name: str = "exp", *, deployments: Sequence[str] = ("a",), **changes: Any) -> SubmitExperiment:
+    def request(
+        self, name: str = "exp", *, deployments: Sequence[str] = ("a",), secrets: tuple[str, ...] = (), **changes: Any
+    ) -> SubmitExperiment:
         graph = self.put(b"graph")
         environment = Tagged(kind="host", body=encode(Host()))
-        specs = [DeploymentSpec(name=n, node="n1", environment=environment, graph=graph, steps=1) for n in deployments]
+        fields: dict[str, Any] = {"environment": environment, "graph": graph, "steps": 1, "secrets": secrets}
+        specs = [DeploymentSpec(name=n, node="n1", **fields) for n in deployments]
         return SubmitExperiment(**{"name": name, "deployments": tuple(specs), **changes})
 
     def submit(self, name: str = "exp", *, key: str = "", **changes: Any) -> httpx2.Response:

@@ -366,3 +366,63 @@ def test_what_a_killed_executor_had_journalled_arrives(tmp_path: Path) -> None:
     assert [line.text for line in results["say"].logs if line.stream == "stdout"] == ["said before it died"]
     assert results["wait"].attempts == 1
     run.close()
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@fl.task(env={"TOKEN": fl.secret("token")})
+def reads_its_environment() -> int:
+    subprocess.run(["sh", "-c", "echo it is $TOKEN"], check=True)
+    return len(os.environ["TOKEN"])
+
+
+@fl.task
+def takes(text: str) -> int:
+    print(f"got {text}", end="", flush=True)
+    return len(text)
+
+
+@fl.task
+def returns(text: str) -> dict[str, str]:
+    return {"it": text}
+
+
+@fl.task
+def raises(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+@fl.task
+def tells(text: str, *, ctx: fl.TaskContext) -> None:
+    ctx.events.send("told", {"it": text})
+
+
+def test_a_secret_reaches_its_task_and_nothing_else(tmp_path: Path) -> None:
+    hush = fl.secret("token")
+    with fl.DAG("d", stop_on_failure=False) as dag:
+        reads_its_environment(), takes(hush), returns(hush), raises(hush), tells(hush)
+    results = fl.run(dag, secrets={"token": "hush-hush-1"}, folder=tmp_path)
+    assert results["reads_its_environment"].value == results["takes"].value == 11
+    assert "".join(line.text for line in results["takes"].logs) == "got ***"
+    assert "it is ***" in "".join(line.text for line in results["reads_its_environment"].logs)
+    assert results["returns"].reason is fl.Reason.BAD_RESULT
+    assert "'token'" in results["returns"].message
+    assert "ValueError: *** is no number" in (results["raises"].error or "")
+    assert "'token'" in (results["tells"].error or "")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush-hush" in path.read_bytes()]
+
+
+def test_a_secret_that_is_not_given_is_missed_before_anything_starts() -> None:
+    with fl.DAG("d") as dag:
+        takes(fl.secret("token"))
+    with pytest.raises(fl.UnknownNameError, match=r"'token'.*secrets=\{"):
+        fl.run(dag)
+
+
+def test_a_secret_goes_through_a_dag_that_is_a_step() -> None:
+    with fl.DAG("inner") as inner:
+        takes(fl.arg("text"))
+    with fl.DAG("outer") as outer:
+        inner(text=fl.secret("token"))
+    assert fl.run(outer, secrets={"token": "12345"})["inner"].value == 5

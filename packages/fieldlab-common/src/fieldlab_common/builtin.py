@@ -19,7 +19,7 @@ from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ArgumentError, DefinitionError, InvalidNameError
 from fieldlab_common.events import RESERVED_PREFIX
 from fieldlab_common.selector import as_selector
-from fieldlab_common.step import REQUIRED, Arg, Pick, Step, references
+from fieldlab_common.step import REQUIRED, Arg, Pick, Secret, Step, references
 from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, When
 
 __all__ = [
@@ -140,7 +140,7 @@ def shell(
     packages: Sequence[str] | None = None,
     system_packages: Sequence[str] = (),
     setup: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | Secret] | None = None,
     timeout: float | str | None = None,
     retries: int = 0,
     cwd: str | None = None,

@@ -123,7 +123,7 @@ class StepSpec:
     the value in ``over_path``. ``slot``: it counts for ``max_parallel`` (waiting steps do not). ``files``: digests of
     the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``isolation``: ``process``
     or ``shared`` (in a warm worker, with what it evaluates). ``keep_processes``: what it leaves running ends with the
-    deployment.
+    deployment. ``secrets``: the names of those that it gets; ``secret_env``: variables by the secret that they have.
 
     ``graph``: the step is a DAG, run once for each attempt and iteration; ``code`` and ``args`` are then empty, because
     what it was called with stands in the arguments of the steps inside of it. ``outer``: what those refer to in the
@@ -153,6 +153,8 @@ class StepSpec:
     slot: bool = True
     files: tuple[str, ...] = ()
     keep_processes: bool = False
+    secrets: tuple[str, ...] = ()
+    secret_env: Mapping[str, str] = field(default_factory=dict)
     outer: tuple[str, ...] = ()
     graph: Graph | None = None
 
@@ -197,6 +199,10 @@ class Graph:
             extra = (step.retry.condition, step.when and step.when.code, step.repeat and step.repeat.until)
             found.update(dict.fromkeys(one for one in (step.code, *args, *step.files, *extra) if one))
         return tuple(found)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that its steps get, each once."""
+        return tuple(dict.fromkeys(name for _, step in self.walk() for name in step.secrets))
 
     def walk(self, scope: str = "") -> Iterator[tuple[str, StepSpec]]:
         """Every step with its plain path, those inside of a step that is a DAG right after it."""

@@ -46,6 +46,7 @@ __all__ = [
     "CONTROL_KINDS",
     "ENDPOINTS",
     "INLINE_VALUE_BYTES",
+    "MAX_SECRET",
     "PROBLEM",
     "PROTOCOL",
     "PROTOCOLS",
@@ -89,6 +90,9 @@ __all__ = [
     "RecordEntry",
     "RecordPage",
     "Refusal",
+    "SecretInfo",
+    "SecretList",
+    "SecretValue",
     "SendEvent",
     "Started",
     "StepRecord",
@@ -103,6 +107,7 @@ __all__ = [
 PROTOCOL = 1  # the version this release speaks
 PROTOCOLS = (1,)  # every version it can speak
 PROBLEM = "application/problem+json"
+MAX_SECRET = 16 * 1024  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +153,7 @@ class DeploymentSpec:
     role: str | None = None
     python: str = ""
     steps: int = 0
+    secrets: tuple[str, ...] = ()
 
 
 def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
@@ -162,6 +168,7 @@ def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
         role=deployment.role,
         python=deployment.python,
         steps=sum(1 for _ in deployment.graph.walk()),
+        secrets=deployment.graph.secrets(),
     )
 
 
@@ -305,7 +312,8 @@ class Claim:
     """Everything an executor needs of the director to run alone from now on, but the blobs.
 
     ``server_time`` is the director's clock in seconds since the epoch. ``control`` and ``bulk`` are the numbers up to
-    which this journal was acknowledged (0 at first).
+    which this journal was acknowledged (0 at first). ``secrets`` are those that the deployment names, as far as they
+    are stored; the executor keeps them in memory alone.
     """
 
     experiment_id: str
@@ -318,6 +326,7 @@ class Claim:
     server_time: float = 0.0
     control: int = 0
     bulk: int = 0
+    secrets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,6 +390,28 @@ class NodeList:
     """Nodes that the caller may use or see."""
 
     nodes: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretValue:
+    """The text of a secret, at most ``MAX_SECRET`` characters. It is never sent back to a user."""
+
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretInfo:
+    """What may be known of a stored secret. ``updated`` is in seconds since the epoch."""
+
+    name: str
+    updated: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretList:
+    """The caller's secrets, by name."""
+
+    secrets: tuple[SecretInfo, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,6 +548,16 @@ _ROWS = (
         safe=False,
         errors=(e.UnknownConnector, e.IllegalState, e.ConnectorError, e.PermissionDenied),
     ),
+    Endpoint(name="secrets", method="GET", path="/v1/secrets", response=SecretList),
+    Endpoint(
+        name="put_secret",
+        method="PUT",
+        path="/v1/secrets/{secret}",
+        request=SecretValue,
+        response=SecretInfo,
+        errors=(e.PermissionDenied,),
+    ),
+    Endpoint(name="delete_secret", method="DELETE", path="/v1/secrets/{secret}", response=Empty, errors=(e.NotFound,)),
     Endpoint(name="missing_blobs", method="POST", path="/v1/blobs/missing", request=BlobList, response=BlobList),
     Endpoint(
         name="blob_status",

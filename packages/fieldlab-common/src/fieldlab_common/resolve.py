@@ -22,7 +22,7 @@ from fieldlab_common.errors import ArgumentError, FieldlabError
 from fieldlab_common.expand import Filler, Scope, Use, expand, has_choice, walk
 from fieldlab_common.experiment import Assignment, Experiment
 from fieldlab_common.node import facts_of
-from fieldlab_common.step import Arg, ByNode, File, Pick, Step, name_of, needs_of
+from fieldlab_common.step import Arg, ByNode, File, Pick, Secret, Step, name_of, needs_of
 from fieldlab_common.task import Implementation, TaskSettings, arguments_for, sendable, task_of
 
 __all__ = ["Problem", "Rejected", "Resolution", "Sealer", "StepChoice", "resolve"]
@@ -318,7 +318,11 @@ class _Resolver:
             **self._common(use, implementation),
             code=self._code(use.step, implementation),
             args=self._sealer.seal_arguments(arguments, f"the arguments of step {use.path!r}"),
-            env=dict(settings.env),
+            env={name: value for name, value in settings.env.items() if isinstance(value, str)},
+            secrets=tuple(
+                dict.fromkeys(r.name for r in (*use.refers, *settings.env.values()) if isinstance(r, Secret))
+            ),
+            secret_env={name: value.name for name, value in settings.env.items() if isinstance(value, Secret)},
             cwd=settings.cwd,
             files=tuple(filler.files),
             outer=tuple(filler.outer),

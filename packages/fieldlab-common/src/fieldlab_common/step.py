@@ -37,6 +37,7 @@ __all__ = [
     "File",
     "Item",
     "Pick",
+    "Secret",
     "Step",
     "StepOwner",
     "TaskLike",
@@ -46,6 +47,7 @@ __all__ = [
     "name_of",
     "needs_of",
     "references",
+    "secret",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.#@+-]{0,199}")
@@ -88,6 +90,16 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True)
+class Secret:
+    """A text that its user stored under ``name``: a task gets the text, on the node; nothing else ever has it."""
+
+    name: str
+
+    def __fieldlab_reference__(self) -> tuple[str, str]:
+        return ("secret", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
 class ByNode:
     """A parameter computed on the client for each node by ``function(node)``."""
 
@@ -115,9 +127,19 @@ def by_node(function: Callable[[Node], Any]) -> Any:
     return ByNode(function)
 
 
+def secret(name: str) -> Any:
+    """A secret as an argument, or as the value of a variable in ``env``: the task gets the text on the node.
+
+    It was stored with ``client.secrets.set(name, text)``, or is given to ``fl.run(…, secrets={name: text})``. It is not
+    in the plan, in blobs or in the journal. What the step prints, logs or raises has ``***`` in its place; a result or
+    an event that holds it is refused.
+    """
+    return Secret(check_name(name, "a secret"))
+
+
 def references(value: Any) -> Iterator[Any]:
-    """Every step, pick, field, file, by_node and arg that an argument is or holds (in containers, dataclasses too)."""
-    if isinstance(value, _Stands | Field | File | ByNode | Arg):
+    """Every step, pick, field, file, secret, by_node and arg that an argument is or holds (dataclasses looked into)."""
+    if isinstance(value, _Stands | Field | File | Secret | ByNode | Arg):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():

@@ -22,7 +22,7 @@ from fieldlab_common.environment import Requirements, parse_duration
 from fieldlab_common.errors import ArgumentError, DefinitionError
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Selector, as_selector
-from fieldlab_common.step import Step
+from fieldlab_common.step import Secret, Step
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -71,7 +71,7 @@ class TaskSettings:
     packages: tuple[str, ...] | None = None
     system_packages: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
-    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    env: Mapping[str, str | Secret] = dataclasses.field(default_factory=dict)
     timeout: float | None = None
     retries: int = 0
     retry_delay: float = 0.0
@@ -216,7 +216,7 @@ class FunctionTask(Task[R], Generic[P, R]):
         packages: Sequence[str] | None = _UNSET,
         system_packages: Sequence[str] = _UNSET,
         setup: Sequence[str] = _UNSET,
-        env: Mapping[str, str] = _UNSET,
+        env: Mapping[str, str | Secret] = _UNSET,
         timeout: float | str | None = _UNSET,
         retries: int = _UNSET,
         retry_delay: float | str = _UNSET,
@@ -308,7 +308,7 @@ def task(
     packages: Sequence[str] | None = None,
     system_packages: Sequence[str] = (),
     setup: Sequence[str] = (),
-    env: Mapping[str, str] = ...,
+    env: Mapping[str, str | Secret] = ...,
     timeout: float | str | None = None,
     retries: int = 0,
     retry_delay: float | str = 0.0,

@@ -24,6 +24,7 @@ from fieldlab_common.events import BARRIER, DEPLOYMENT, MAX_EVENT_BYTES, RESERVE
 
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.eventlog import EventBook, as_json
+from fieldlab_executor.secrets import Secrets
 
 __all__ = ["Answers", "Deployment"]
 
@@ -37,6 +38,7 @@ class Deployment(Protocol):
     """What the answers need of the supervisor."""
 
     book: EventBook
+    secrets: Secrets
 
     def send_event(self, attempt: Attempt, name: str, data: Any, size: int) -> None:
         """Put an event of the attempt's into the journal and the log."""
@@ -81,6 +83,7 @@ class Answers:
             "artifact": self._artifact,
             "ready": self._ready,
             "log": self._log,
+            "secret": self._secret,
         }
 
     def answer(self, attempt: Attempt, header: dict[str, Any]) -> None:
@@ -112,6 +115,10 @@ class Answers:
         size = len(json.dumps(data, ensure_ascii=False).encode())
         if size > MAX_EVENT_BYTES:
             raise EventTooLarge(f"The data of event {name!r} has {size} bytes; at most {MAX_EVENT_BYTES} are possible.")
+        if shown := self._deployment.secrets.shown_in(json.dumps(data).encode()):
+            raise DefinitionError(
+                f"The data of event {name!r} holds the secret {shown!r}, which must not leave the node."
+            )
         self._deployment.send_event(attempt, name, data, size)
         return {}
 
@@ -223,6 +230,15 @@ class Answers:
 
     def _store_keys(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
         return {"keys": list(self._store)}
+
+    def _secret(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
+        value = self._deployment.secrets.get(ask["name"])
+        if value is None:
+            raise UnknownNameError(
+                f"There is no secret {ask['name']!r:.100} for this deployment.",
+                advice=f"Store it: client.secrets.set({ask['name']!r:.100}, ...), or fl.run(..., secrets={{...}}).",
+            )
+        return {"value": value}
 
     # --- announcements
 

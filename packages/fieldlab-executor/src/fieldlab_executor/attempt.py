@@ -24,6 +24,7 @@ from fieldlab_executor.eventlog import Waiter
 from fieldlab_executor.instructions import Evaluate
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Taker, Warm
+from fieldlab_executor.secrets import Secrets
 
 __all__ = ["Attempt", "Host", "Output"]
 
@@ -37,6 +38,8 @@ _LAST_READS = 64  # of what is still in a pipe when the child is gone
 
 class Host(Protocol):
     """Whom an attempt tells."""
+
+    secrets: Secrets
 
     def waits(self, attempt: Attempt, waits: bool) -> None:
         """The child only waits for an event or a barrier, or no more."""
@@ -52,13 +55,14 @@ class Host(Protocol):
 
 
 class Output:
-    """Turns what comes from a pipe into chunks of text."""
+    """Turns what comes from a pipe into chunks of text. ``held``: how many characters at an end wait for more."""
 
-    __slots__ = ("_decoder", "_emit", "_loop", "_text", "_timer", "last")
+    __slots__ = ("_decoder", "_emit", "_held", "_loop", "_text", "_timer", "last")
 
-    def __init__(self, loop: Loop, emit: Callable[[str], None]) -> None:
+    def __init__(self, loop: Loop, emit: Callable[[str], None], held: Callable[[str], int]) -> None:
         self._loop = loop
         self._emit = emit
+        self._held = held
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
         self._timer: Timer | None = None
@@ -68,7 +72,7 @@ class Output:
         """Take in what was read."""
         self._text += self._decoder.decode(data)
         while len(self._text) >= CHUNK:
-            self._cut(self._text.rfind("\n", 0, CHUNK) + 1 or CHUNK)
+            self._cut(self._text.rfind("\n", 0, CHUNK) + 1 or CHUNK - self._held(self._text[:CHUNK]))
         if self._text and self._timer is None:
             self._timer = self._loop.after(FLUSH, self._due)
 
@@ -83,7 +87,7 @@ class Output:
 
     def _due(self) -> None:
         self._timer = None
-        self._cut(self._text.rfind("\n") + 1 or len(self._text))
+        self._cut(self._text.rfind("\n") + 1 or len(self._text) - self._held(self._text))
         if self._text:
             self._timer = self._loop.after(FLUSH, self._due)
 
@@ -255,7 +259,8 @@ class Attempt:
     def _output(self, fd: int) -> Output:
         if fd not in self._streams:
             stream = "stdout" if self.child is not None and fd == self.child.out else "stderr"
-            self._streams[fd] = Output(self._loop, lambda text: self._host.said(self, stream, text))
+            host = self._host
+            self._streams[fd] = Output(self._loop, lambda text: host.said(self, stream, text), host.secrets.held)
         return self._streams[fd]
 
     # --- stopping it

@@ -66,6 +66,7 @@ class Values:
     def __init__(self, root: str, inline: int) -> None:
         self._folder = f"{root}/values"
         self._inline = inline
+        self.kept_out: dict[str, str] = {}  # the secrets that the step got
 
     def open(self, handle: Mapping[str, Any] | None) -> Any:
         """The value that a handle stands for."""
@@ -91,6 +92,7 @@ class Values:
     def keep(self, value: Any, name: str) -> tuple[Any, dict[str, Any], bytes]:
         """A handle for ``value``, and what the client gets: the fields of a ValueRef and, inline, its bytes."""
         encoded = payload.encode_value(value)
+        self._keep_out(encoded.body)
         inline = encoded.size <= (self._inline if encoded.format == "json" else self._inline * 3 // 4)
         reference: dict[str, Any] = {"format": encoded.format, "size": encoded.size, "summary": encoded.summary}
         if not inline:
@@ -105,6 +107,16 @@ class Values:
         else:
             handle = {"x": reference.get("file") or self._write(f"{name}.value", encoded.body)}
         return handle, reference, encoded.body if inline else b""
+
+    def _keep_out(self, body: bytes) -> None:
+        if not self.kept_out:
+            return
+        from fieldlab_executor.secrets import Secrets
+
+        if name := Secrets(self.kept_out).shown_in(body):
+            raise _Failure(
+                "bad_result", f"It holds the secret {name!r}, which must not leave the node. Return something else."
+            )
 
     def keep_local(self, value: Any, name: str) -> dict[str, Any]:
         """A handle for ``value`` that never leaves the node."""
@@ -192,7 +204,15 @@ class _Job:
             return self.ctx().node[reference[1]]
         if kind == "file":
             return self._file(reference[1], reference[2])
+        if kind == "secret":
+            return self.secret(reference[1])
         raise LookupError(f"the reference {reference!r} is of a kind that this executor does not know")
+
+    def secret(self, name: str) -> str:
+        """The text of a secret, from the supervisor."""
+        value = str(self.connection.ask("secret", name=name)["value"])
+        self.values.kept_out[name] = value
+        return value
 
     def ctx(self) -> Context:
         """The task's context, made when it is first needed."""
@@ -280,6 +300,8 @@ def _enter(job: _Job) -> None:
     folder, cwd, env = job.job["folder"], job.job["cwd"], job.job["env"]
     if env:
         os.environ.update(env)
+    for name, stored in job.job.get("secret_env", {}).items():
+        os.environ[name] = job.secret(stored)
     try:
         os.chdir(os.path.join(folder, os.path.expanduser(cwd)) if cwd else folder)
     except OSError as error:

@@ -19,6 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from fieldlab_executor.known import Known
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.oom import OutOfMemory
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
+from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.uploads import Upload
 from fieldlab_executor.workers import Workers
 
@@ -106,6 +108,7 @@ class Supervisor:
         self._answers = Answers(self)
         self._hasher = Hasher(loop, self._hashed)
         self._oom = OutOfMemory()
+        self.secrets = Secrets({})
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
         self._by_pid: dict[int, Attempt] = {}
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
@@ -146,6 +149,7 @@ class Supervisor:
     def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
         """Run the deployment; the spawner is warm, and every blob is in its folder."""
         self._claim = claim
+        self.secrets = Secrets(claim.secrets)
         self._known = Known(graph)
         self._reporting = claim.settings.reporting
         self.book.members = claim.members  # events that came before this stay
@@ -300,6 +304,7 @@ class Supervisor:
             "artifacts": f"{self.folder}/artifacts/{place}",
             "env": spec.env,
             "cwd": spec.cwd,
+            "secret_env": spec.secret_env,
             "keep": spec.keep_processes,
             "traced": spec.timeout is not None,
         }
@@ -398,7 +403,11 @@ class Supervisor:
         job = attempt.job
         if job["step"]:
             log = LogRecord(
-                step=job["step"], text=text, stream=stream, attempt=job["attempt"], iteration=job["iteration"]
+                step=job["step"],
+                text=self.secrets.hide(text),
+                stream=stream,
+                attempt=job["attempt"],
+                iteration=job["iteration"],
             )
             self.record("log", log, Lane.BULK)
 
@@ -478,6 +487,9 @@ class Supervisor:
 
     def _outcome(self, attempt: Attempt) -> m.Outcome:
         outcome, large = outcomes.judge(attempt, self._oom, self.now())
+        if outcome.state is StepState.FAILED:
+            hidden = self.secrets.hide(outcome.message), self.secrets.hide(outcome.error)
+            outcome = replace(outcome, message=hidden[0], error=hidden[1])
         if large is not None:
             path = str(self.folder / "values" / large.file)
             self._announce(attempt.job, f"value-{attempt.job['id']}", large.sha256, large.size, path, value=True)
@@ -486,7 +498,8 @@ class Supervisor:
     def _evaluated(self, attempt: Attempt, question: m.Evaluate) -> m.Evaluated:
         result = attempt.result
         if result is not None and "reason" in result:
-            return m.Evaluated(id=question.id, error=str(result.get("error") or result.get("message")))
+            error = self.secrets.hide(str(result.get("error") or result.get("message")))
+            return m.Evaluated(id=question.id, error=error)
         if result is None or not isinstance(result.get("answer"), bool | int):
             if attempt.killed:
                 return m.Evaluated(id=question.id, error=f"It took longer than {EVALUATION_SECONDS:g} s.")

@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from fieldlab_common.step import File as File
     from fieldlab_common.step import Step as Step
     from fieldlab_common.step import by_node as by_node
+    from fieldlab_common.step import secret as secret
     from fieldlab_common.task import Task as Task
     from fieldlab_common.task import task as task
 
@@ -195,6 +196,7 @@ __all__ = [
     "plan",
     "repeat",
     "run",
+    "secret",
     "send",
     "shell",
     "simulate",
@@ -231,7 +233,7 @@ _HOMES = {
     "fieldlab_common.lifecycle": "DeploymentState ExperimentState Reason StepState",
     "fieldlab_common.node": "Availability Node",
     "fieldlab_common.selector": "Selector node",
-    "fieldlab_common.step": "File Step by_node",
+    "fieldlab_common.step": "File Step by_node secret",
     "fieldlab_common.task": "Task task",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

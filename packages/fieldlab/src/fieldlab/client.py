@@ -15,6 +15,7 @@ from fieldlab.http import HttpTransport
 from fieldlab.infrastructure import Infrastructures
 from fieldlab.pool import NodePool
 from fieldlab.runs import Run
+from fieldlab.secrets import Secrets
 from fieldlab.ship import Shipment, pack, require_sound, step_names, upload
 from fieldlab.source import DirectorSource
 from fieldlab.text import duration, html_table, instant, table
@@ -74,6 +75,7 @@ class Client:
         moved = transport or HttpTransport(found.endpoint, ca=found.ca)
         self._session = Session(found.endpoint, found.token, moved, Settings(timeout=timeout))
         self.infrastructures = Infrastructures(self._session)
+        self.secrets = Secrets(self._session)
 
     # --- who and what is there ---
 

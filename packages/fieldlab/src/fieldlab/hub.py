@@ -112,8 +112,15 @@ class Hub:
     """One run here. ``folder`` holds the blobs that executors send; ``woken`` is called when polls may have answers."""
 
     def __init__(
-        self, shipment: Shipment, folder: Path, *, woken: Callable[[], None], clock: Callable[[], float] = time.time
+        self,
+        shipment: Shipment,
+        folder: Path,
+        *,
+        woken: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
+        self._secrets = dict(secrets or {})
         self._shipment, self._folder, self._woken, self._clock = shipment, folder, woken, clock
         lock = threading.RLock()
         self._changed = threading.Condition(lock)  # the run's state, or its events
@@ -325,6 +332,7 @@ class Hub:
             server_time=self._clock(),
             control=here.acked["control"],
             bulk=here.acked["bulk"],
+            secrets={name: self._secrets[name] for name in here.spec.secrets if name in self._secrets},
         )
 
     def _on_report(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Ack:

@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -41,7 +41,7 @@ from fieldlab_common import wire
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.environment import Venv
-from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnsupportedError
+from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnknownNameError, UnsupportedError
 from fieldlab_common.events import Event
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.lifecycle import DeploymentState, Reason
@@ -72,6 +72,7 @@ def run(
     timeout: float | None = None,
     watch: bool = False,
     folder: str | os.PathLike[str] | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> DeploymentResults: ...
 @overload
 def run(
@@ -81,6 +82,7 @@ def run(
     watch: bool = False,
     folder: str | os.PathLike[str] | None = None,
     wait: bool = True,
+    secrets: Mapping[str, str] | None = None,
 ) -> Run: ...
 def run(
     what: DAG | Experiment,
@@ -90,6 +92,7 @@ def run(
     watch: bool = False,
     folder: str | os.PathLike[str] | None = None,
     wait: bool = True,
+    secrets: Mapping[str, str] | None = None,
 ) -> DeploymentResults | Run:
     """Run ``what`` here and now, on this machine, and return when it has ended.
 
@@ -99,10 +102,12 @@ def run(
     close it in the end.
 
     ``timeout``: it is cancelled after so many seconds. ``watch``: show progress. ``folder``: where artifacts and
-    journals are kept; by default a folder that is removed with the handle. Ctrl-C cancels it and leaves nothing behind.
+    journals are kept; by default a folder that is removed with the handle. ``secrets``: the texts of ``fl.secret`` by
+    name. Ctrl-C cancels it and leaves nothing behind.
 
     Raises:
         PlanError: it cannot run as it is.
+        UnknownNameError: a secret is missing.
         WaitTimeout: ``timeout`` passed.
         UnsupportedError: executors do not run on this platform.
     """
@@ -114,12 +119,22 @@ def run(
         raise DefinitionError(f"fl.run takes a DAG or an experiment, not {what!r:.80}.")
     shipment = require_sound(pack(experiment))
     _require_platform()
-    source = LocalSource(shipment, folder)
+    _require_secrets(shipment, secrets or {})
+    source = LocalSource(shipment, folder, secrets)
     source.launch()
     handle = Run(source, source.info(), steps=step_names(shipment))
     if wait or isinstance(what, DAG):
         _finish(handle, source, timeout, watch)
     return handle if isinstance(what, Experiment) else next(iter(handle.results.values()))
+
+
+def _require_secrets(shipment: Shipment, given: Mapping[str, str]) -> None:
+    needed = {name for deployment in shipment.resolution.deployments for name in deployment.graph.secrets()}
+    if missing := sorted(needed - set(given)):
+        raise UnknownNameError(
+            f"The secret {', '.join(map(repr, missing))} is needed and not given.",
+            advice=f"Give fl.run(..., secrets={{{missing[0]!r}: ...}}).",
+        )
 
 
 def _played_here(experiment: Experiment) -> Experiment:
@@ -169,10 +184,15 @@ def _finish(handle: Run, source: LocalSource, timeout: float | None, watch: bool
 class LocalSource:
     """A run here, as ``Run`` reads it; owns the executors and the folder."""
 
-    def __init__(self, shipment: Shipment, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        shipment: Shipment,
+        folder: str | os.PathLike[str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="fieldlab-"))
         self._carrier = _Carrier()
-        self._hub = Hub(shipment, self._folder / "blobs", woken=self._carrier.wake)
+        self._hub = Hub(shipment, self._folder / "blobs", woken=self._carrier.wake, secrets=secrets)
         self._carrier.hub = self._hub
         self._shipment = shipment
         self._end = weakref.finalize(self, _end, self._carrier, self._folder if folder is None else None)

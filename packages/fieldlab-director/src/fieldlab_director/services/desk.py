@@ -23,6 +23,7 @@ from fieldlab_common.protocol import (
     BlobList,
     BlobStatus,
     Claim,
+    Empty,
     EventPage,
     ExperimentInfo,
     ExperimentPage,
@@ -34,9 +35,11 @@ from fieldlab_common.protocol import (
     Poll,
     Principal,
     RecordPage,
+    SecretInfo,
+    SecretList,
 )
 
-from fieldlab_director.services import blobs, events, experiments, infrastructures, journals, records
+from fieldlab_director.services import blobs, events, experiments, infrastructures, journals, records, secrets
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
@@ -171,6 +174,21 @@ class Desk:
             lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found)
         )
 
+    # --- secrets -----------------------------------------------------------------------------------------------------
+
+    async def secrets(self, ask: Ask) -> SecretList:
+        """The caller's secrets, without their texts."""
+        return await self.store.read(lambda tx: secrets.secrets(tx, ask.user))
+
+    async def put_secret(self, ask: Ask) -> SecretInfo:
+        """Store a secret."""
+        name, value = ask.path["secret"], ask.body.value
+        return await self.store.write(lambda tx: secrets.put(tx, ask.user, self.vault, name, value))
+
+    async def delete_secret(self, ask: Ask) -> Empty:
+        """Forget a secret."""
+        return await self.store.write(lambda tx: secrets.delete(tx, ask.user, ask.path["secret"]))
+
     # --- blobs -------------------------------------------------------------------------------------------------------
 
     async def missing_blobs(self, ask: Ask) -> BlobList:
@@ -288,7 +306,7 @@ class Desk:
         """Give a deployment to the executor that asks first."""
         if not ask.body.journal_id or len(ask.body.journal_id) > 64:
             raise InvalidRequest("$.journal_id must have 1 to 64 characters.", details={"path": "$.journal_id"})
-        return await self.store.write(lambda tx: journals.claim(tx, ask.executor, ask.body))
+        return await self.store.write(lambda tx: journals.claim(tx, ask.executor, self.vault, ask.body))
 
     async def report(self, ask: Ask) -> Ack:
         """Take records of a journal."""

@@ -33,6 +33,7 @@ from fieldlab_common.protocol import (
 )
 from fieldlab_common.step import check_name
 
+from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import UserCaller, new_id
 from fieldlab_director.services.outcome import settle
 from fieldlab_director.store import queries
@@ -85,7 +86,7 @@ def submit(tx: Tx, caller: UserCaller, request: SubmitExperiment, *, key: str = 
     made. An experiment of that name is an error, or the answer (``attach``), or makes this one ``name#2`` (``new``).
 
     Raises:
-        ExperimentExists, NotFound (a node, a blob), InvalidRequest.
+        ExperimentExists, NotFound (a node, a blob, a secret), InvalidRequest.
     """
     if key:
         repeated = tx.one(queries.IDEMPOTENT, _Repeated, owner_id=caller.id, key=key)
@@ -233,6 +234,7 @@ def _name(name: str) -> str:
 
 def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> ExperimentRow:
     places = _places(tx, caller, [spec.node for spec in request.deployments])
+    secrets.hold_stored(tx, caller, (name for spec in request.deployments for name in spec.secrets))
     _hold_blobs(tx, caller, (digest for spec in request.deployments for digest in (spec.graph, *spec.blobs)))
     row = ExperimentRow(
         id=new_id(),

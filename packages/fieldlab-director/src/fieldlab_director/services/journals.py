@@ -35,9 +35,11 @@ from fieldlab_common.protocol import (
     Refusal,
 )
 
+from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
 from fieldlab_director.services.outcome import move
+from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
@@ -63,7 +65,7 @@ def deployment_of(tx: Tx, caller: ExecutorCaller) -> DeploymentRow:
     return row
 
 
-def claim(tx: Tx, caller: ExecutorCaller, request: ClaimRequest) -> Claim:
+def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, request: ClaimRequest) -> Claim:
     """Give the deployment to the journal that asks, and all that its executor needs to run alone.
 
     Raises:
@@ -88,7 +90,7 @@ def claim(tx: Tx, caller: ExecutorCaller, request: ClaimRequest) -> Claim:
         lanes = [{"deployment_id": row.id, "journal_id": request.journal_id, "lane": x, "acked": 0} for x in Lane]
         tx.execute_many(queries.ADD_JOURNAL, lanes)
     seen(tx, replace(row, journal_id=request.journal_id))
-    return _claim(tx, row, request.journal_id, max(common))
+    return _claim(tx, row, request.journal_id, max(common), vault)
 
 
 def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
@@ -172,7 +174,7 @@ def _last(events: tuple[Event, ...], after: int) -> int:
     return events[-1].number or after if events else after
 
 
-def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int) -> Claim:
+def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault) -> Claim:
     experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
     assert experiment is not None  # a foreign key holds that it is there
     members = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.experiment_id)
@@ -191,6 +193,7 @@ def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int) -> Claim:
         server_time=tx.now,
         control=acked[Lane.CONTROL],
         bulk=acked[Lane.BULK],
+        secrets=secrets.values(tx, vault, experiment.owner_id, row.spec.secrets),
     )
 
 

@@ -60,6 +60,11 @@ SET_INFRASTRUCTURE = (
     .where(t.infrastructures.c.id == _p("guard_id"))
     .values(state=_p("state"), message=_p("message"))
 )
+SECRETS = sa.select(t.secrets).where(t.secrets.c.owner_id == _p("owner_id")).order_by(t.secrets.c.name)
+ADD_SECRET = sa.insert(t.secrets)
+DELETE_SECRET = sa.delete(t.secrets).where(
+    t.secrets.c.owner_id == _p("guard_owner_id"), t.secrets.c.name == _p("guard_name")
+)
 ADD_NODE = sa.insert(t.nodes)
 NODES = (
     sa.select(t.nodes.c.infrastructure_id, t.nodes.c.node)

@@ -9,7 +9,7 @@ from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
 from fieldlab_common.node import Node
 from fieldlab_common.protocol import DeploymentSpec, Ended, ExperimentSettings
 
-__all__ = ["DeploymentRow", "ExperimentRow", "InfrastructureRow", "UserRow"]
+__all__ = ["DeploymentRow", "ExperimentRow", "InfrastructureRow", "SecretRow", "UserRow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,17 @@ class InfrastructureRow:
     state: str
     message: str
     created: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretRow:
+    """A user's secret; ``value`` is sealed (``services.vault``)."""
+
+    id: str
+    owner_id: str
+    name: str
+    value: bytes
+    updated: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ __all__ = [
     "metadata",
     "nodes",
     "records",
+    "secrets",
     "tokens",
     "users",
 ]
@@ -132,6 +133,17 @@ infrastructures = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),  # "ready" or "unavailable"
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("created", _TIME, nullable=False),
+    sa.UniqueConstraint("owner_id", "name"),
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("owner_id", _ID, _to("users.id"), nullable=False),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),  # sealed by services.vault
+    sa.Column("updated", _TIME, nullable=False),
     sa.UniqueConstraint("owner_id", "name"),
 )
 

@@ -39,7 +39,6 @@ _VERBS = frozenset(
         "StepResult",
         "plan",
         "run",
-        "secret",
         "simulate",
     )
 )
