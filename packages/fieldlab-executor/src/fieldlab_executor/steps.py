@@ -76,7 +76,7 @@ class Edge:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """One step of the graph as it stands."""
+    """One step of the graph as it stands. What most have nothing of is an empty tuple: a list for each takes room."""
 
     spec: StepSpec
     path: str
@@ -86,21 +86,21 @@ class Step:
     open: int = 0  # edges to it that must be satisfied and are not yet
     open_any: int = 0  # edges to it of which one is enough
     met: bool = True  # one of those is satisfied, or there are none
-    sources: list[Step] = field(default_factory=list)  # the steps that its arguments may refer to
+    sources: tuple[Step, ...] = ()  # the steps that its arguments may refer to
     inputs: Mapping[str, Input] | None = None
     seen: Input | None = None  # what others' arguments may take of it, once it has ended
     admitted: bool = False  # all that it waited for has come; its condition is asked, or it is queued
     # as a background step, and beside background steps
-    hosts: list[Step] = field(default_factory=list)  # the background steps that it is `during`
+    hosts: tuple[Step, ...] = ()  # the background steps that it is `during`
     followers: list[Step] = field(default_factory=list)  # the steps that are `during` it
     followers_left: int = 0
     unready: int = 0  # those of `hosts` that are not ready
-    held: list[Item] = field(default_factory=list)  # what was to start while they were not
+    held: tuple[Item, ...] = ()  # what was to start while they were not
     ready: bool = False
     awaited: int = 1  # how many of its items must be ready before it is
     asked: bool = False  # nothing is `during` it any more
     own_left: int = 0  # foreground steps that descend from it and have not ended
-    ancestors: list[Step] = field(default_factory=list)  # the background steps whose `own_left` it counts for
+    ancestors: tuple[Step, ...] = ()  # the background steps whose `own_left` it counts for
     # as it runs
     resources: tuple[Resource, ...] = ()  # what each of its items takes
     listed: tuple[Any, ...] = ()  # of a fan-out: the handle of each item of the list
@@ -216,14 +216,14 @@ def _connect(step: Step, before: Mapping[str, Step]) -> None:
         _earlier(spec, name, before).edges.append(Edge(step, Need(step=name), required=True))
         step.open += 1
     names = [need.step for need in spec.needs if need.data] + ([spec.over] if spec.over else [])
-    step.sources = [before[name] for name in dict.fromkeys(names)]
+    step.sources = tuple(before[name] for name in dict.fromkeys(names))
     for name in dict.fromkeys(spec.during):
         host = _earlier(spec, name, before)
         if host.spec.background is None:
             raise InvalidMessage(f"Step {spec.name!r} is during {name!r}, which is not a background step.")
         host.followers.append(step)
         host.followers_left += 1
-        step.hosts.append(host)
+        step.hosts += (host,)
         step.unready += 1
 
 
@@ -247,7 +247,7 @@ def _count_descendants(steps: Iterable[Step]) -> None:
             found.add(id(step))
             queue.extend(edge.target for edge in step.edges)
             if step.spec.background is None:
-                step.ancestors.append(host)
+                step.ancestors += (host,)
                 host.own_left += 1
 
 

@@ -212,7 +212,7 @@ class Traversal:
         self._dequeue(item)
         if step.unready:  # a background step that it is `during` is between two attempts
             self._shared.slots.release(item)
-            step.held.append(item)
+            step.held += (item,)
             return
         if step.state is _W:
             self._mark_running(step)
@@ -349,6 +349,7 @@ class Traversal:
         item.live = False
         del step.items[item.iteration]
         if item.iteration is None:
+            step.items.clear()  # an empty dictionary keeps the room that it had
             step.handles = [outcome.handle] if outcome.state is _OK else []
             self._settle(step, outcome, attempt=item.attempt)
             return
@@ -515,7 +516,7 @@ class Traversal:
                 follower.unready += 1
 
     def _release_held(self, step: Step) -> None:
-        held, step.held = step.held, []
+        held, step.held = step.held, ()
         for item in held:
             self._enqueue(item)
 
