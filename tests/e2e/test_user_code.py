@@ -17,6 +17,9 @@ from fieldlab_director import Embedded
 TASKS = """
 from dataclasses import dataclass
 import fieldlab as fl
+import fieldlab.results
+from fieldlab.artifacts import ArtifactFile
+from fieldlab.runs import Run
 
 FACTOR = 3
 
@@ -43,6 +46,9 @@ class Shift(fl.Task):
 
 def show(run: fl.Run | None, client: fl.Client, rows: list[fl.Results]) -> None | fl.Plan:
     return None
+
+class Watched(Run):
+    files: list[ArtifactFile] | fieldlab.results.Results
 
 def define():
     with fl.DAG("code") as dag:

@@ -755,6 +755,32 @@ def test_the_file_runs_alone_and_gives_tasks_the_facade(launch: Launch, tmp_path
     assert executor.hub.value("imports") == ("TaskContext", "executables", "unsupported")
 
 
+def test_a_module_of_the_client_can_be_imported_in_a_task_and_says_what_it_is_for_when_it_is_used(run: Run) -> None:
+    def imports():
+        import fieldlab.artifacts
+        import fieldlab.contrib.netunicorn
+        from fieldlab.results import StepState as State
+        from fieldlab.runs import Run
+
+        class Followed(Run):
+            def later(self) -> "Run | None": ...
+
+        return State.__name__, Followed.__bases__ == (object,), repr(fieldlab.artifacts.Artifacts)
+
+    def misuses():
+        from fieldlab.runs import Run
+
+        Run()
+
+    bench = Bench()
+    bench.step("imports", imports)
+    bench.step("misuses", misuses)
+    hub = run(bench)
+    assert hub.value("imports") == ("StepState", True, "<fieldlab.artifacts.Artifacts, for the client only>")
+    assert "fieldlab.runs.Run is for the client" in hub.settled("misuses").message
+    assert "in misuses" in hub.settled("misuses").error
+
+
 def test_the_command_packs_the_file(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "fieldlab_executor", "pack", str(tmp_path / "new" / "fieldlab.pyz")]
     subprocess.run(command, check=True)

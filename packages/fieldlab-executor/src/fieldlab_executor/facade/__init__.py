@@ -2,12 +2,16 @@
 
 A module of the user's is imported on the node as it is on the client, so every name of the client's must be there at
 import. Nouns come from ``fieldlab_common``, each when it is first used; what only a client can do is there too, and
-says so when it is called.
+says so when it is called. Modules of the client (``fieldlab.runs``, say) are there in the same way: a name that does
+not exist was missed on the client already, so here every name can be imported, and only its use fails.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import sys
+import types
 from typing import Any, NoReturn
 
 _NOUNS = (
@@ -64,8 +68,41 @@ class ClientOnly:
 
     __ror__ = __or__
 
+    def __getitem__(self, key: object) -> ClientOnly:
+        return self
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return ()  # a class that is derived from it can be defined, and has nothing of it
+
     def __repr__(self) -> str:
         return f"<fieldlab.{self._name}, for the client only>"
+
+
+class _Modules:
+    """Finds, after all others, the modules that only the client has."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if not name.startswith(f"{__name__}."):
+            return None
+        return importlib.machinery.ModuleSpec(name, _Modules, is_package=True)  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        return None
+
+    @staticmethod
+    def exec_module(module: types.ModuleType) -> None:
+        def find(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            noun = _noun(name)
+            return ClientOnly(f"{module.__name__}.{name}".partition(".")[2]) if noun is None else noun
+
+        module.__getattr__ = find  # type: ignore[method-assign]
+
+
+sys.meta_path.append(_Modules)
 
 
 def __getattr__(name: str) -> Any:
@@ -83,11 +120,18 @@ def _find(name: str) -> Any:
         return importlib.import_module("fieldlab_executor").__version__
     if name in _VERBS:
         return ClientOnly(name)
+    if (noun := _noun(name)) is not None:
+        return noun
+    raise AttributeError(
+        f"module 'fieldlab' has no attribute {name!r} on a node, where it has what tasks use and nothing of the client"
+    )
+
+
+def _noun(name: str) -> Any:
+    """What ``fieldlab_common`` has under that public name; None if it has nothing."""
     if not name.startswith("_"):
         for module in _NOUNS:
             found = importlib.import_module(module)
             if name in found.__all__:
                 return getattr(found, name)
-    raise AttributeError(
-        f"module 'fieldlab' has no attribute {name!r} on a node, where it has what tasks use and nothing of the client"
-    )
+    return None
