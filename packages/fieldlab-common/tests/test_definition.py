@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from fieldlab_common.builtin import arg, barrier, send, shell, wait_for
 from fieldlab_common.context import TaskContext, check_artifact_name
-from fieldlab_common.dag import DAG, Pipeline, background, map_, repeat
+from fieldlab_common.dag import DAG, Pipeline
 from fieldlab_common.errors import (
     ArgumentError,
     ArtifactNameError,
@@ -18,6 +18,7 @@ from fieldlab_common.errors import (
     UnknownNameError,
 )
 from fieldlab_common.experiment import Experiment
+from fieldlab_common.forms import background, map_, repeat
 from fieldlab_common.node import Node
 from fieldlab_common.selector import node
 from fieldlab_common.task import FunctionTask, Task, task

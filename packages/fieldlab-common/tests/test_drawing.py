@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import fieldlab_common.dag as d
+import fieldlab_common.forms as forms
 import pytest
 from fieldlab_common.deployment import Background, Condition, Graph, Need, On, StepSpec
 from fieldlab_common.drawing import Box, Drawing, Kind, Line, Standing, drawing_of
@@ -30,7 +31,7 @@ def texts(svg: str) -> list[str]:
 
 def every_kind() -> d.DAG:
     with d.DAG("all") as dag:
-        sniff = d.background(work().named("sniff"))
+        sniff = forms.background(work().named("sniff"))
         first = work().named("first").during(sniff)
         work(first).named("data")
         work().named("success").after(first)
@@ -38,8 +39,8 @@ def every_kind() -> d.DAG:
         work().named("always").after(first, on="always")
         work(first.error).named("told").after(first, on="failure", need="any")
         work().named("if").when(first, bool)
-        d.repeat(work(first).named("again"), times=2)
-        d.map_(work, first).named("each")
+        forms.repeat(work(first).named("again"), times=2)
+        forms.map_(work, first).named("each")
     return dag
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 from fieldlab_common.builtin import arg, shell, value
-from fieldlab_common.dag import DAG, Pipeline, background, choose, map_, repeat
+from fieldlab_common.dag import DAG, Pipeline, choose
 from fieldlab_common.deployment import MAX_DEPTH, On
 from fieldlab_common.errors import ArgumentError, DefinitionError, InvalidNameError
 from fieldlab_common.experiment import Experiment
+from fieldlab_common.forms import background, map_, repeat
 from fieldlab_common.node import Node
 from fieldlab_common.resolve import resolve
 from fieldlab_common.selector import node

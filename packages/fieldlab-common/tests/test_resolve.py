@@ -5,10 +5,11 @@ import hashlib
 import pytest
 from fieldlab_common import payload, wire
 from fieldlab_common.builtin import barrier, shell
-from fieldlab_common.dag import DAG, background, choose
+from fieldlab_common.dag import DAG, choose
 from fieldlab_common.deployment import MAX_INLINE, Graph, Need, On, inline, inlined
 from fieldlab_common.environment import Host, Venv
 from fieldlab_common.experiment import Experiment
+from fieldlab_common.forms import background
 from fieldlab_common.node import Node
 from fieldlab_common.resolve import resolve
 from fieldlab_common.selector import node

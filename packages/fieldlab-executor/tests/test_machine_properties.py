@@ -1,8 +1,9 @@
 """Any small graph, any outcome, any order of arrival: what must hold of every run, and a plain model of how it ends.
 
-The model knows nothing of order, queues or timers: it reads the rules of edges, conditions, retries and iterations off
-the graph, step by step, given what each attempt would bring. Where background steps, a cancel or ``stop_on_failure``
-make the end depend on the order, only what must always hold is checked.
+The model knows nothing of order, queues or timers: it goes through the graph step by step, given what each attempt
+would bring. What holds of edges, skips, handled failures and the end of a DAG it has from the table of
+docs/lifecycle.md (``rules``), and nowhere else. Where background steps, a cancel or ``stop_on_failure`` make the end
+depend on the order, only what must always hold is checked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+from fieldlab_common import paths
 from fieldlab_common.deployment import Background, Condition, Graph, Need, On, Repeat, Retry, StepSpec
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import StepRecord
@@ -41,8 +44,12 @@ from fieldlab_executor.machine import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from . import rules
+from .rules import RULES
+
 OK, FAILED = StepState.SUCCEEDED, StepState.FAILED
 NEVER = 10_000  # stimuli; no small graph needs so many
+DEPTH = 2  # of DAGs in DAGs
 WORKERS = 2
 
 
@@ -50,7 +57,7 @@ WORKERS = 2
 
 
 @st.composite
-def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool) -> StepSpec:
+def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool, depth: int) -> StepSpec:
     names = [spec.name for spec in before]
     hosts = [spec.name for spec in before if spec.background is not None]
     some = st.sampled_from(names) if names else st.nothing()
@@ -58,13 +65,16 @@ def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool) ->
     fields: dict[str, object] = {}
     if hosts:
         fields["during"] = tuple(draw(st.lists(st.sampled_from(hosts), max_size=2, unique=True)))
-    if not ordered and draw(st.integers(0, 3)) == 0:
+    inner = depth < DEPTH and draw(st.integers(0, 3)) == 0
+    if inner:
+        fields["graph"] = draw(graphs(ordered=ordered, depth=depth + 1))
+    elif not ordered and draw(st.integers(0, 3)) == 0:
         fields["background"] = Background(announces=draw(st.booleans()), grace=draw(st.sampled_from([0.0, 3.0])))
     if draw(st.integers(0, 3)) == 0:
         fields["retry"] = Retry(
             times=draw(st.integers(1, 2)),
             delay=draw(st.sampled_from([0.0, 2.0])),
-            condition=draw(st.sampled_from([None, f"if:{index}"])),
+            condition=None if inner else draw(st.sampled_from([None, f"if:{index}"])),
         )
     shape = draw(st.integers(0, 5))
     if shape == 0:
@@ -81,8 +91,8 @@ def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool) ->
     return StepSpec(
         name=f"s{index}",
         task="task",
-        code="code",
-        args="args",
+        code="" if inner else "code",
+        args="" if inner else "args",
         needs=tuple(Need(step=name, on=draw(st.sampled_from(On)), data=draw(st.booleans())) for name in needs),
         need=draw(st.sampled_from(["all", "any"])),
         timeout=None if ordered else draw(st.sampled_from([None, None, 5.0])),
@@ -95,11 +105,11 @@ def specs(draw: st.DrawFn, index: int, before: list[StepSpec], ordered: bool) ->
 
 
 @st.composite
-def graphs(draw: st.DrawFn, *, ordered: bool = False) -> Graph:
+def graphs(draw: st.DrawFn, *, ordered: bool = False, depth: int = 0) -> Graph:
     """``ordered``: how the graph ends depends on what its attempts bring, and on no order or time."""
     steps: list[StepSpec] = []
-    for index in range(draw(st.integers(1, 6))):
-        steps.append(draw(specs(index, steps, ordered)))
+    for index in range(draw(st.integers(1, 3 if depth else 6))):
+        steps.append(draw(specs(index, steps, ordered, depth)))
     return Graph(
         name="g",
         steps=tuple(steps),
@@ -138,25 +148,32 @@ class World:
 
     def __init__(self, graph: Graph, fate: Fate) -> None:
         self.graph, self.fate = graph, fate
-        self.specs = {spec.name: spec for spec in graph.steps}
+        self.specs = dict(graph.walk())  # by plain path
+        self.graphs = {"": graph} | {path: spec.graph for path, spec in graph.walk() if spec.graph is not None}
         self.machine = Machine(graph, now=0.0, workers=WORKERS)
         self.now = 0.0
         self.running: dict[Key, bool] = {}  # whether it is ready
+        self.begun: set[str] = set()  # paths of steps of which something ever ran
         self.ready: set[str] = set()  # background steps of which an attempt ever was
         self.stopping: set[Key] = set()
         self.failed: set[Key] = set()  # attempts of which it was reported, and their steps went on
         self.ever: set[Key] = set()
         self.timers: dict[str, float] = {}
         self.questions: dict[int, tuple[str, object]] = {}
+        self.asked: Counter[str] = Counter()  # how often a step asked whether to go on
         self.settled: Counter[str] = Counter()
         self.told = False  # to stop
         self.refused = False
         self.measuring = False
         self.finish: Finish | None = None
-        self.states = self.machine.states
-        effects = self.machine.start(0.0)
-        self.states = self.machine.states
-        self.perform(effects)
+        self.states: dict[str, StepState] = {}  # by path; what was never heard of, waits
+        self.perform(self.machine.start(0.0))
+
+    def spec(self, path: str) -> StepSpec:
+        return self.specs[paths.plain(path)]
+
+    def state(self, path: str) -> StepState:
+        return self.states.get(path, StepState.WAITING)
 
     # --- what may come next
 
@@ -189,12 +206,7 @@ class World:
             self.send(Evaluated(id=what, value=value, error="raised" if value is None else ""))
 
     def send(self, stimulus: Stimulus) -> None:
-        before = self.states
-        effects = self.machine.handle(stimulus, self.now)
-        self.states = self.machine.states
-        for name, state in before.items():
-            assert not state.terminal or self.states[name] is state, f"{name} was {state}"
-        self.perform(effects)
+        self.perform(self.machine.handle(stimulus, self.now))
 
     def run(self, choose: st.DataObject, interruptions: Mapping[int, Stimulus]) -> None:
         for position in range(NEVER):
@@ -228,11 +240,8 @@ class World:
                     self.timers[name] = at
                 case ClearTimer(name=name):
                     del self.timers[name]
-                case Evaluate(kind="length", id=number, path=path):
-                    self.questions[number] = (str(path[0]), None)
-                case Evaluate(id=number, code=code, handle=handle, text=text):
-                    subject = text if text else handle if str(code).startswith("until") else None
-                    self.questions[number] = (str(code), subject)
+                case Evaluate():
+                    self.ask(effect)
                 case Report(record=record):
                     self.report(record)
                 case Measuring(active=active):
@@ -240,123 +249,211 @@ class World:
                     self.measuring = active
                 case Finish():
                     self.finish = effect
-        assert self.measuring is any(self.specs[key.step].measured for key in self.running)
+        self.check_measuring()
+
+    def ask(self, question: Evaluate) -> None:
+        subject: object = question.text or None
+        if question.kind == "until":
+            self.asked[question.step] += 1
+            subject = (question.step, self.asked[question.step])
+        code = str(question.path[0]) if question.kind == "length" else str(question.code)
+        self.questions[question.id] = (code, subject)
+
+    def check_measuring(self) -> None:
+        """It is told while an attempt of a measured step runs, and, of one that is a DAG, as long as the step does."""
+        assert self.measuring or not any(self.spec(key.step).measured for key in self.running)
+        runs = (path for path, state in self.states.items() if state is StepState.RUNNING)
+        assert not self.measuring or any(self.spec(path).measured for path in runs)
 
     def report(self, record: StepRecord) -> None:
         key = Key(step=record.step, attempt=record.attempt, iteration=record.iteration)
+        before = self.state(record.step)
         if record.settled:
             self.settled[record.step] += 1
-            assert record.state is self.states[record.step] or record.reason is Reason.REFUSED
+            assert not before.terminal or record.reason is Reason.REFUSED
+            self.states[record.step] = before if before.terminal else record.state
+        elif record.state is StepState.RUNNING:
+            assert before is StepState.WAITING
+            self.states[record.step] = record.state
         elif record.state is FAILED:
-            assert key in self.ever
+            assert key in self.ever or self.spec(record.step).graph is not None
             self.failed.add(key)
 
     def start(self, key: Key) -> None:
-        spec = self.specs[key.step]
+        spec = self.spec(key.step)
         assert not self.told
         assert key not in self.ever
         assert key.attempt == 1 or key._replace(attempt=key.attempt - 1) in self.failed
-        met = [self.met(need) for need in spec.needs]
-        assert all(met) if spec.need == "all" else (any(met) or not met)
-        assert all(self.states[n] is OK for n in (spec.over, spec.when and spec.when.step) if n)
-        if not any(one.step == key.step for one in self.ever):
-            for name in spec.during:
-                assert self.states[name] is StepState.RUNNING
-                assert name in self.ready
-        others = [self.specs[one.step] for one in self.running]
+        self.check_start(key.step)
+        others = [self.spec(one.step) for one in self.running]
         assert not any(set(one.exclusive) & set(spec.exclusive) for one in others)
-        if spec.slot and spec.background is None and self.graph.max_parallel:
-            assert sum(one.slot and one.background is None for one in others) < self.graph.max_parallel
+        if spec.slot and spec.background is None:
+            self.check_slots(key)
         if spec.isolation == "shared":
             assert sum(one.isolation == "shared" for one in others) < WORKERS
         self.ever.add(key)
+        self.begun.add(key.step)
         self.running[key] = not (spec.background and spec.background.announces)
         if self.running[key]:
             self.ready.add(key.step)
 
-    def met(self, need: Need) -> bool:
-        state = self.states[need.step]
-        return state.terminal and (need.on is On.ALWAYS or state is (OK if need.on is On.SUCCESS else FAILED))
+    def check_start(self, path: str) -> None:
+        """It may run now, and so may each DAG around it."""
+        while path:
+            scope, spec = paths.split(path)[0], self.spec(path)
+            met = self.met(scope, spec)
+            assert not met or RULES.holds[spec.need](met)
+            assert all(self.state(paths.join(scope, name)) in RULES.value for name in sources(spec))
+            if path not in self.begun:
+                for name in spec.during:
+                    host = paths.join(scope, name)
+                    assert self.state(host) is StepState.RUNNING
+                    assert host in self.ready
+            self.begun.add(path)
+            path = outer(path)
+
+    def check_slots(self, key: Key) -> None:
+        scope = paths.split(key.step)[0]
+        while True:
+            limit = self.graphs[paths.plain(scope)].max_parallel
+            inside = [self.spec(one.step) for one in self.running if not scope or paths.below(one.step, scope)]
+            assert limit is None or sum(one.slot and one.background is None for one in inside) < limit
+            if not scope:
+                return
+            scope = paths.split(scope)[0]
+
+    def met(self, scope: str, spec: StepSpec) -> list[bool]:
+        """For each edge to it, whether it holds."""
+        return [self.state(paths.join(scope, need.step)) in RULES.edges[need.on] for need in spec.needs]
 
     def check_end(self) -> None:
         assert self.finish is not None
         assert not self.running
         assert not self.timers
         assert all(state.terminal for state in self.states.values())
-        assert set(self.settled) == set(self.specs)
+        assert set(self.machine.states.items()) <= set(self.states.items())
         assert self.refused or set(self.settled.values()) <= {1}
-        for spec in self.graph.steps:
-            if self.states[spec.name] is StepState.SKIPPED:
-                self.check_skip(spec)
+        for path, state in self.states.items():
+            if state is RULES.not_started:
+                self.check_skip(*paths.split(path), self.spec(path))
         if not self.told and not self.refused:
-            unhandled = [n for n, state in self.states.items() if state is FAILED and not self.handled(n)]
-            assert self.finish.state is (DeploymentState.FAILED if unhandled else DeploymentState.SUCCEEDED)
+            self.check_ends()
 
-    def check_skip(self, spec: StepSpec) -> None:
-        met = [self.met(need) for need in spec.needs]
-        impossible = not all(met) if spec.need == "all" else bool(met) and not any(met)
-        no_value = any(self.states[n] is not OK for n in (spec.over, spec.when and spec.when.step) if n)
+    def check_ends(self) -> None:
+        """The deployment, and each DAG in it, ended as its steps say."""
+        assert self.finish is not None
+        assert self.finish.state is (DeploymentState.SUCCEEDED if self.well("") else DeploymentState.FAILED)
+        for path, state in self.states.items():
+            spec = self.spec(path)
+            if spec.graph is None or spec.over or spec.repeat or state not in (OK, FAILED):
+                continue
+            last = max(
+                (a for a in range(1, spec.retry.times + 2) if self.began(paths.inside(path, None, a))), default=0
+            )
+            assert not last or state is FAILED or self.well(paths.inside(path, None, last))
+
+    def began(self, scope: str) -> bool:
+        return any(paths.split(path)[0] == scope for path in self.states)
+
+    def well(self, scope: str) -> bool:
+        ends = {name: self.state(paths.join(scope, name)) for name in self.names(scope)}
+        return ends_well(self.graphs[paths.plain(scope)], ends)
+
+    def names(self, scope: str) -> list[str]:
+        return [spec.name for spec in self.graphs[paths.plain(scope)].steps]
+
+    def check_skip(self, scope: str, name: str, spec: StepSpec) -> None:
+        met = self.met(scope, spec)
+        impossible = bool(met) and RULES.lost[spec.need](met)
+        no_value = any(self.state(paths.join(scope, one)) not in RULES.value for one in sources(spec))
         was_false = spec.when is not None and self.fate.known.get((spec.when.code, None)) is False
-        assert impossible or no_value or was_false or any(self.states[name].terminal for name in spec.during)
-
-    def handled(self, name: str) -> bool:
-        edges = [(spec.name, need) for spec in self.graph.steps for need in spec.needs]
-        return any(n.step == name and n.on is not On.SUCCESS and self.states[target] is OK for target, n in edges)
+        hosts = [self.state(paths.join(scope, host)) for host in spec.during]
+        assert impossible or no_value or was_false or any(host in RULES.during_lost for host in hosts), name
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model ---------------------------------------------------------------------------------------------------
 
 
-def model(graph: Graph, fate: Fate) -> dict[str, StepState]:
+def ends_well(graph: Graph, ends: Mapping[str, StepState]) -> bool:
+    return all(
+        end in RULES.well or (end in RULES.well_if_handled and handled(graph, name, ends)) for name, end in ends.items()
+    )
+
+
+def handled(graph: Graph, name: str, ends: Mapping[str, StepState]) -> bool:
+    behind = [spec.name for spec in graph.steps for n in spec.needs if n.step == name and n.on in RULES.handling]
+    return any(ends[one] in RULES.handled_by for one in behind)
+
+
+def sources(spec: StepSpec) -> list[str]:
+    """The steps whose values decide on it: the list that it is mapped over, what its condition looks at."""
+    return [name for name in (spec.over, spec.when and spec.when.step) if name]
+
+
+def outer(path: str) -> str:
+    """The path of the step that is the DAG around a step; empty: it is the deployment's."""
+    parts = paths.parts_of(path) or ()
+    scope = ""
+    for name, iteration, attempt in parts[:-2]:
+        scope = paths.inside(paths.join(scope, name), iteration, attempt)
+    return paths.join(scope, parts[-2][0]) if len(parts) > 1 else ""
+
+
+def model(graph: Graph, fate: Fate, scope: str = "") -> dict[str, StepState]:
+    """How each step of a graph ends."""
     states: dict[str, StepState] = {}
     for spec in graph.steps:
-        states[spec.name] = end_of(spec, states, fate)
+        states[spec.name] = end_of(spec, paths.join(scope, spec.name), states, fate)
     return states
 
 
-def end_of(spec: StepSpec, states: dict[str, StepState], fate: Fate) -> StepState:
-    wanted = {On.SUCCESS: (OK,), On.FAILURE: (FAILED,), On.ALWAYS: tuple(StepState)}
-    met = [states[need.step] in wanted[need.on] for need in spec.needs]
-    values = [states[name] is OK for name in (spec.over, spec.when and spec.when.step) if name]
-    if not all(values) or not (all(met) if spec.need == "all" else any(met) or not met):
-        return StepState.SKIPPED
+def end_of(spec: StepSpec, path: str, states: dict[str, StepState], fate: Fate) -> StepState:
+    met = [states[need.step] in RULES.edges[need.on] for need in spec.needs]
+    if not all(states[name] in RULES.value for name in sources(spec)):
+        return RULES.not_started
+    if met and not RULES.holds[spec.need](met):
+        assert RULES.lost[spec.need](met), "what does not hold when all have ended can no longer hold"
+        return RULES.not_started
     if spec.when is not None:
         answer = fate.answer(spec.when.code)
         if not answer:
-            return FAILED if answer is None else StepState.SKIPPED
+            return FAILED if answer is None else RULES.not_started
     if spec.over is not None:
         length = fate.answer(str(spec.over_path[0]))
         if length is None:
             return FAILED
-        return OK if all(item_ends_well(spec, index, fate) for index in range(length)) else FAILED
+        return OK if all(item_ends_well(spec, path, index, fate) for index in range(length)) else FAILED
     if spec.repeat is not None:
-        return OK if repeat_ends_well(spec, spec.repeat, fate) else FAILED
-    return OK if item_ends_well(spec, None, fate) else FAILED
+        return OK if repeat_ends_well(spec, path, spec.repeat, fate) else FAILED
+    return OK if item_ends_well(spec, path, None, fate) else FAILED
 
 
-def item_ends_well(spec: StepSpec, iteration: int | None, fate: Fate) -> bool:
-    return successful_attempt(spec, iteration, fate) is not None
-
-
-def successful_attempt(spec: StepSpec, iteration: int | None, fate: Fate) -> Key | None:
+def item_ends_well(spec: StepSpec, path: str, iteration: int | None, fate: Fate) -> bool:
+    """Whether one of its attempts does."""
     for attempt in range(1, spec.retry.times + 2):
-        key = Key(step=spec.name, attempt=attempt, iteration=iteration)
-        if fate.attempt(key):
-            return key
+        key = Key(step=path, attempt=attempt, iteration=iteration)
+        if spec.graph is not None:
+            well = ends_well(spec.graph, model(spec.graph, fate, paths.inside(path, iteration, attempt)))
+        else:
+            well = fate.attempt(key)
+        if well:
+            return True
         if attempt <= spec.retry.times and spec.retry.condition and not fate.answer(spec.retry.condition, repr(key)):
-            return None
-    return None
+            return False
+    return False
 
 
-def repeat_ends_well(spec: StepSpec, repeat: Repeat, fate: Fate) -> bool:
+def repeat_ends_well(spec: StepSpec, path: str, repeat: Repeat, fate: Fate) -> bool:
+    asked = 0
     for iteration in range(repeat.times or NEVER):
-        key = successful_attempt(spec, iteration, fate)
-        if key is None and not repeat.keep_going:
+        well = item_ends_well(spec, path, iteration, fate)
+        if not well and not repeat.keep_going:
             return False
         if iteration + 1 == repeat.times:
             return True
-        if key is not None and repeat.until is not None:
-            answer = fate.answer(repeat.until, key)
+        if well and repeat.until is not None:
+            asked += 1
+            answer = fate.answer(repeat.until, (path, asked))
             if answer is None:
                 return False
             if answer:
@@ -370,7 +467,11 @@ def repeat_ends_well(spec: StepSpec, repeat: Repeat, fate: Fate) -> bool:
 INTERRUPTIONS = st.one_of(
     st.just(CancelRequested(reason="c")),
     st.just(Terminated(message="t")),
-    st.builds(Refused, step=st.sampled_from([f"s{i}" for i in range(6)]), message=st.just("r")),
+    st.builds(
+        Refused,
+        step=st.sampled_from([*(f"s{i}" for i in range(6)), "s0/s1", "s1/s0", "s1[0]/s0", "s2[1]/s1", "s0~2/s0"]),
+        message=st.just("r"),
+    ),
 )
 
 
@@ -391,4 +492,31 @@ def test_the_end_is_that_of_the_model_whatever_the_order(graph: Graph, data: st.
     world = World(graph, fate)
     world.run(data, {})
     world.check_end()
-    assert dict(world.states) == model(graph, fate)
+    expected = model(graph, fate)
+    assert {name: world.state(name) for name in expected} == expected
+    for path, state in world.states.items():
+        scope, name = paths.split(path)
+        if scope:
+            assert state is model(world.graphs[paths.plain(scope)], fate, scope)[name]
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ("| every edge holds |", "| one edge holds |"),
+        (
+            '`failed`, `skipped`, `cancelled` |\n| an edge `on="failure"`',
+            '`failed`, `skipped` |\n| an edge `on="failure"`',
+        ),
+        ("ended as `succeeded` | every such step", "ended as `failed` | every such step"),
+        ("as `skipped`, or as", "as `cancelled`, or as"),
+    ],
+)
+def test_the_rules_are_those_of_the_page(said: str, instead: str) -> None:
+    page = rules.PAGE.read_text()
+    assert page.count(said) == 1
+    try:
+        other = rules.read(page.replace(said, instead))
+    except ValueError:
+        return
+    assert other != RULES

@@ -16,10 +16,9 @@ import contextvars
 import graphlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from fieldlab_common.builtin import value
-from fieldlab_common.deployment import MAX_DEPTH, Background
+from fieldlab_common.deployment import MAX_DEPTH
 from fieldlab_common.drawing import Box, Drawing, Line, Svg, lines_to, notes_of
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import (
@@ -35,8 +34,6 @@ from fieldlab_common.selector import Always, Selector, as_selector
 from fieldlab_common.step import (
     REQUIRED,
     Arg,
-    Item,
-    Pick,
     Step,
     StepOwner,
     check_name,
@@ -44,9 +41,9 @@ from fieldlab_common.step import (
     name_of,
     needs_of,
 )
-from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, check_isolation, task_of
+from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, check_isolation
 
-__all__ = ["DAG", "Choice", "DagTask", "Pipeline", "background", "choose", "map_", "repeat"]
+__all__ = ["DAG", "Choice", "DagTask", "Pipeline", "choose", "steps_of"]
 
 R = TypeVar("R")
 
@@ -519,93 +516,6 @@ def choose(*options: tuple[Selector | Callable[[Node], bool], DAG], default: DAG
     if not all(isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], DAG) for o in options):
         raise DefinitionError("choose() takes pairs of a condition and a DAG.")
     return Choice(tuple((as_selector(when), dag) for when, dag in options), default)
-
-
-def background(step: Step[R], *, stop: int | None = None, grace: float | str = 10.0) -> Step[R]:
-    """Let a step run in the background: until nothing is ``during`` it any more.
-
-    It is then asked to stop: ``ctx.stopping`` is set, and its processes get the signal ``stop`` (None: SIGTERM if the
-    task takes no context, else no signal). What is left after ``grace`` seconds is killed. A timeout, a cancel and a
-    failure send the same signal (SIGTERM if there is none), so that a capture leaves a whole file; it then has 5 s.
-
-    Raises:
-        DefinitionError: the step is a DAG, which ends when its steps have.
-    """
-    if isinstance(step.task, DagTask):
-        raise DefinitionError(
-            f"{step!r} is a DAG and cannot run in the background.",
-            advice="Let those of its steps run in the background that others are `during`.",
-        )
-    if any(one.settings.isolation == "shared" for one in task_of(step).implementations()):
-        raise DefinitionError(
-            f"{step!r} is isolation='shared' and cannot run in the background: it would keep a worker from all others.",
-            advice="Leave isolation out; a background step has a process of its own.",
-        )
-    signal = int(stop) if stop is not None else (None if step.takes_context else 15)
-    step.background = Background(signal=signal, grace=parse_duration(grace), announces=step.takes_context)
-    return step
-
-
-def repeat(
-    step: Step[R],
-    *,
-    every: float | str = 0.0,
-    duration: float | str | None = None,
-    times: int | None = None,
-    until: Callable[[R], bool] | None = None,
-    on_failure: Literal["fail", "continue"] = "fail",
-) -> Step[list[R]]:
-    """Run a step (a DAG, too) again and again; its value is the list of what each iteration gave.
-
-    ``every``: time between two starts; it ends after ``times`` iterations, or when the next would not start before
-    ``duration`` has passed (``every=3600, duration=86400``: 24 of them), or when ``until`` is true of the last value.
-    ``on_failure="continue"``: a failed iteration gives None and the next runs.
-
-    Raises:
-        DefinitionError: nothing says when it ends.
-    """
-    if times is None and duration is None and until is None:
-        raise DefinitionError(f"{step!r} would repeat for ever.", advice="Give times=, duration= or until=.")
-    if on_failure not in ("fail", "continue"):
-        raise DefinitionError(f"on_failure={on_failure!r}: it is 'fail' or 'continue'.")
-    if times is not None and times < 1:
-        raise DefinitionError(f"times={times}: it is at least 1.")
-    if step.over is not None or step.background is not None:
-        raise DefinitionError(f"{step!r} is mapped or in the background and cannot repeat.")
-    step.repetition = {
-        "every": parse_duration(every),
-        "duration": None if duration is None else parse_duration(duration),
-        "times": times,
-        "until": until,
-        "keep_going": on_failure == "continue",
-    }
-    return step  # type: ignore[return-value]
-
-
-def map_(task: Task[R] | DAG | Choice, items: Step[Any] | Pick | Arg, *args: Any, **kwargs: Any) -> Step[list[R]]:
-    """Call ``task(item, *args, **kwargs)`` for each item of a list that is known only when it runs.
-
-    ``task`` may be a DAG: all of it then runs for each item. ``items`` may be a parameter of the DAG being defined.
-    """
-    if isinstance(items, Arg):
-        items = value(items)
-    if not isinstance(items, Step | Pick):
-        raise DefinitionError(
-            f"fl.map takes a task and a step, not {items!r:.80}.",
-            advice="For a list that is known now: [task(x) for x in items].",
-        )
-    if not isinstance(task, Task | DAG | Choice):
-        raise DefinitionError(f"fl.map takes a task or a DAG to call for each item, not {task!r:.80}.")
-    token = current_dag.set(None)
-    try:
-        step = task(Item(), *args, **kwargs)
-    finally:
-        current_dag.reset(token)
-    step.over = items
-    owner = current_dag.get() or (items.dag if isinstance(items, Step) else items.step.dag)
-    if owner is not None:
-        owner.add(step)
-    return step  # type: ignore[return-value]
 
 
 def steps_of(dag: DAG | Choice) -> Iterator[Step[Any]]:

@@ -45,9 +45,10 @@ from fieldlab_executor.instructions import (
     Terminated,
     TimerFired,
 )
+from fieldlab_executor.shared import Shared
 from fieldlab_executor.slots import Slots
 from fieldlab_executor.steps import check_inner
-from fieldlab_executor.traversal import MAX_DELAY, MAX_ITEMS, Shared, Traversal
+from fieldlab_executor.traversal import MAX_DELAY, MAX_ITEMS, Traversal
 
 __all__ = [
     "MAX_DELAY",
@@ -192,12 +193,10 @@ class Machine:
 
     def _unblock(self) -> bool:
         """Where only background steps run, and what waits, waits for their end: ask them to stop. Whether any was."""
-        if not self._shared.still and not self._shared.agenda.stalled:
-            return False
-        still, asked = list(self._shared.still), False
-        self._shared.still.clear()
-        for one in still:
-            if one.left and not (one.moving or one.queued or one.inners):
+        still, asked = self._shared.still, False
+        while still:
+            one, _ = still.popitem()
+            if not (one.moving or one.queued or one.inners) and one.left:
                 asked = one.unblock() or asked
         if asked or not self._shared.agenda.stalled:
             return asked

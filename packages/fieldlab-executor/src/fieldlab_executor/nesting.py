@@ -26,7 +26,8 @@ from fieldlab_executor.slots import Resource
 from fieldlab_executor.steps import Item, Step, last_steps
 
 if TYPE_CHECKING:
-    from fieldlab_executor.traversal import Shared, Traversal
+    from fieldlab_executor.shared import Shared
+    from fieldlab_executor.traversal import Traversal
 
 __all__ = ["MAX_OPEN", "enter", "item_of", "leave", "locate", "opening", "outer_input", "unhandled", "why_failed"]
 

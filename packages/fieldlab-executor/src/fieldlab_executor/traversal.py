@@ -12,31 +12,29 @@ searched, only a halt and the end of the traversal look at all of them.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fieldlab_common.deployment import Graph, On, Repeat, StepSpec
 from fieldlab_common.lifecycle import Reason, StepState, advance
 from fieldlab_common.protocol import StepRecord
 
 from fieldlab_executor import nesting
-from fieldlab_executor.agenda import Agenda
 from fieldlab_executor.instructions import (
     Effect,
     Evaluated,
     Input,
-    Key,
     KillAttempt,
     Outcome,
     Report,
     StartAttempt,
     StopAttempt,
 )
-from fieldlab_executor.slots import Resource, Slots
+from fieldlab_executor.shared import Shared
+from fieldlab_executor.slots import Resource
 from fieldlab_executor.steps import Item, Step, attempt_record, judged, settled_record, wire
 
-__all__ = ["MAX_DELAY", "MAX_ITEMS", "Shared", "Traversal"]
+__all__ = ["MAX_DELAY", "MAX_ITEMS", "Traversal"]
 
 MAX_ITEMS = 100_000  # of a fan-out; a longer list is a failure that says so
 MAX_DELAY = 7 * 86_400.0  # seconds between two attempts, however often the back-off was applied
@@ -45,29 +43,6 @@ SIGTERM = 15
 
 _W, _R = StepState.WAITING, StepState.RUNNING
 _OK, _FAILED, _SKIPPED, _CANCELLED = StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED, StepState.CANCELLED
-
-
-@dataclass(eq=False)
-class Shared:
-    """What all traversals of one machine have in common. ``grace``: seconds from asking an attempt to stop to its end.
-
-    ``running``: the attempts that the supervisor runs. ``settled``: steps that ended, and what follows is not yet
-    drawn. ``still``: traversals of which nothing is under way any more, to be looked at.
-    """
-
-    now: float
-    grace: float
-    slots: Slots
-    effects: list[Effect] = field(default_factory=list)
-    running: dict[Key, Item] = field(default_factory=dict)
-    settled: deque[tuple[Traversal, Step]] = field(default_factory=deque)
-    still: dict[Traversal, None] = field(default_factory=dict)
-    opening: dict[int, Resource] = field(default_factory=dict)  # by depth: how many DAGs may still be opened
-    measured: int = 0
-    agenda: Agenda = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.agenda = Agenda(self.effects.append, lambda mover: self.still.setdefault(mover))
 
 
 class Traversal:
@@ -209,7 +184,8 @@ class Traversal:
     def take(self, item: Item) -> None:
         """Start an item: it holds what it needs."""
         step, now = item.step, self._shared.now
-        self._dequeue(item)
+        item.queued = False
+        self.queued -= 1
         if step.unready:  # a background step that it is `during` is between two attempts
             self._shared.slots.release(item)
             step.held += (item,)
@@ -234,9 +210,12 @@ class Traversal:
             nesting.enter(self, item, self._shared)
             return
         self._shared.running[key] = item
-        self._do(StartAttempt(key=key, inputs=self.inputs(step), item=nesting.item_of(item)))
+        given = nesting.item_of(item) if step.listed else None
+        self._do(StartAttempt(key=key, inputs=self.inputs(step), item=given))
         if spec.background is None or not item.ready:
             self._agenda.expect(self, key)
+        else:
+            self._shared.still.setdefault(self)
         if spec.background is not None and not spec.background.announces:
             self.item_ready(item)
 
@@ -260,8 +239,10 @@ class Traversal:
         self._agenda.expect_no_more(item.key)
         self._shared.measured -= step.spec.measured
         self._shared.slots.release(item)
-        for kind in ("timeout", "kill"):
-            self._agenda.clear(kind, item)
+        if step.spec.timeout is not None:
+            self._agenda.clear("timeout", item)
+        if item.kill_at is not None:
+            self._agenda.clear("kill", item)
         outcome = judged(item, outcome)
         if outcome.state is not _FAILED or step.intent is not None or not self._retry(item, outcome):
             self._item_ended(item, outcome)
@@ -316,12 +297,6 @@ class Traversal:
         item.queued = True
         self.queued += 1
         self._shared.slots.offer(item, self.opener.order if self.opener is not None else ())
-
-    def _dequeue(self, item: Item) -> None:
-        if item.queued:
-            item.queued = False
-            self.queued -= 1
-            self._shared.still.setdefault(self)
 
     def _resources(self, spec: StepSpec) -> tuple[Resource, ...]:
         found = [self._exclusive(name) for name in dict.fromkeys(spec.exclusive)]
@@ -570,7 +545,10 @@ class Traversal:
 
     def _drop(self, item: Item) -> None:
         item.live = False
-        self._dequeue(item)
+        if item.queued:
+            item.queued = False
+            self.queued -= 1
+            self._shared.still.setdefault(self)
         self._agenda.clear("next", item)
         del item.step.items[item.iteration]
         if item.step.intent is Reason.STOPPED:  # it was to be tried again, and will not be: it failed

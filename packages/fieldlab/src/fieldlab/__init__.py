@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from fieldlab_common.context import TaskContext as TaskContext
     from fieldlab_common.dag import DAG as DAG
     from fieldlab_common.dag import Pipeline as Pipeline
-    from fieldlab_common.dag import background as background
     from fieldlab_common.dag import choose as choose
-    from fieldlab_common.dag import map_ as map
-    from fieldlab_common.dag import repeat as repeat
     from fieldlab_common.environment import Container as Container
     from fieldlab_common.environment import Environment as Environment
     from fieldlab_common.environment import Host as Host
@@ -78,6 +75,9 @@ if TYPE_CHECKING:
     from fieldlab_common.errors import WaitTimeout as WaitTimeout
     from fieldlab_common.events import Event as Event
     from fieldlab_common.experiment import Experiment as Experiment
+    from fieldlab_common.forms import background as background
+    from fieldlab_common.forms import map_ as map
+    from fieldlab_common.forms import repeat as repeat
     from fieldlab_common.lifecycle import DeploymentState as DeploymentState
     from fieldlab_common.lifecycle import ExperimentState as ExperimentState
     from fieldlab_common.lifecycle import Reason as Reason
@@ -217,7 +217,8 @@ _HOMES = {
     "fieldlab.simulation": "simulate",
     "fieldlab_common.builtin": "arg barrier send shell value wait_for",
     "fieldlab_common.context": "Artifact CommandFailed TaskContext",
-    "fieldlab_common.dag": "DAG Pipeline background choose repeat",
+    "fieldlab_common.dag": "DAG Pipeline choose",
+    "fieldlab_common.forms": "background repeat",
     "fieldlab_common.environment": "Container Environment Host Requirements Resources Venv",
     "fieldlab_common.errors": (
         "ArgumentError ArtifactNameError AuthenticationError BadAnswer BarrierBroken BlobMismatch "
@@ -249,7 +250,7 @@ def __getattr__(name: str) -> Any:
     elif name == "errors":
         value = importlib.import_module("fieldlab_common.errors")
     elif name == "map":
-        value = importlib.import_module("fieldlab_common.dag").map_
+        value = importlib.import_module("fieldlab_common.forms").map_
     elif name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
     else:

@@ -26,6 +26,7 @@ _NOUNS = (
     "fieldlab_common.lifecycle",
     "fieldlab_common.errors",
     "fieldlab_common.dag",
+    "fieldlab_common.forms",
     "fieldlab_common.experiment",
 )
 _VERBS = frozenset(
@@ -115,7 +116,7 @@ def _find(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("fieldlab_common.errors")
     if name == "map":
-        return importlib.import_module("fieldlab_common.dag").map_
+        return importlib.import_module("fieldlab_common.forms").map_
     if name == "__version__":
         return importlib.import_module("fieldlab_executor").__version__
     if name in _VERBS:
