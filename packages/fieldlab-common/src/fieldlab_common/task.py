@@ -15,7 +15,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
 
 from fieldlab_common.context import TaskContext
 from fieldlab_common.environment import Requirements, parse_duration
@@ -350,13 +350,19 @@ def task(fn: Callable[..., Any] | None = None, /, *, when: When = None, **settin
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
+class _Signature(NamedTuple):
+    whole: inspect.Signature
+    given: inspect.Signature  # of what users give: without the parameters annotated TaskContext
+    ctx: tuple[str, ...]  # the names of those
+
+
 @functools.lru_cache(maxsize=4096)
-def _signature(call: Callable[..., Any]) -> tuple[inspect.Signature | None, tuple[str, ...]]:
-    """The signature, and the names of the parameters annotated TaskContext."""
+def _signature(call: Callable[..., Any]) -> _Signature | None:
+    """What there is to know of a call's parameters; None: it does not say."""
     try:
         signature = inspect.signature(call)
     except (ValueError, TypeError):
-        return None, ()
+        return None
     try:
         hints = typing.get_type_hints(call)
     except Exception:  # noqa: BLE001 - annotations are any expression of the user's; then their text is all there is
@@ -367,41 +373,42 @@ def _signature(call: Callable[..., Any]) -> tuple[inspect.Signature | None, tupl
         text = hint if isinstance(hint, str) else ""
         if hint is TaskContext or text.rpartition(".")[2].strip("'\" ") == "TaskContext":
             found.append(name)
-    return signature, tuple(found)
+    left = [parameter for name, parameter in signature.parameters.items() if name not in found]
+    return _Signature(signature, signature.replace(parameters=left), tuple(found))
 
 
 def context_parameters(call: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the parameters that receive the TaskContext."""
-    return _signature(call)[1]
+    signature = _signature(call)
+    return signature.ctx if signature is not None else ()
 
 
 def _bind(name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[str]:
-    signature, ctx = _signature(call)
+    signature = _signature(call)
     if signature is None:
         return set()
-    given = set(ctx) & set(kwargs)
+    given = set(signature.ctx) & set(kwargs)
     if given:
         raise ArgumentError(f"{name}(): {', '.join(given)} is filled in by fieldlab; leave it out.")
-    left = [p for p in signature.parameters.values() if p.name not in ctx]
     try:
-        signature.replace(parameters=left).bind(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name}{signature}: {error}.", advice="Give the arguments that run takes.") from None
-    return set(ctx)
+        signature.given.bind(*args, **kwargs)
+    except TypeError as error:
+        whole = f"{name}{signature.whole}"
+        raise ArgumentError(f"{whole}: {error}.", advice="Give the arguments that run takes.") from None
+    return set(signature.ctx)
 
 
 def arguments_for(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with the context's place held by a reference."""
-    signature, ctx = _signature(call)
-    if signature is None or not ctx:
+    signature = _signature(call)
+    if signature is None or not signature.ctx:
         return args, dict(kwargs)
-    left = [p for p in signature.parameters.values() if p.name not in ctx]
-    bound = signature.replace(parameters=left).bind(*args, **kwargs)
+    bound, ctx = signature.given.bind(*args, **kwargs), signature.ctx
     positional: list[Any] = []
     named: dict[str, Any] = {}
-    for parameter in signature.parameters.values():
+    for parameter in signature.whole.parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional.extend(bound.arguments.get(parameter.name, ()))
         elif parameter.kind is parameter.VAR_KEYWORD:
