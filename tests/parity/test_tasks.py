@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import pathlib
+import shutil
+import socket
 import time
 
 import fieldlab as fl
@@ -23,7 +26,7 @@ from netunicorn.base import (
 )
 from netunicorn.executor import get_local_executor
 from netunicorn.library.tasks.basic import DummyTask, ShellCommand, SleepTask
-from netunicorn.library.tasks.capture.tcpdump import StopNamedCapture
+from netunicorn.library.tasks.capture.tcpdump import StartCapture, StopNamedCapture
 from netunicorn.library.tasks.flags import (
     AtomicDecrementFlagTask,
     AtomicIncrementFlagTask,
@@ -168,11 +171,11 @@ def guarded():
 
 def left_out_once():
     """A join whose one side runs in the first round only: netunicorn is content with that in the second."""
-    graph = ExecutionGraph(early_stopping=False)
-    start, side, end = Flaky("start"), Give(1, "side"), Give(2, "end")
+    graph = ExecutionGraph()
+    start, side, end, other = Flaky("start"), Give(1, "side"), Give(2, "end"), Give(3, "other")
     graph.graph.add_edge("root", start)
     graph.graph.add_edge(start, side, traverse_on="failure")
-    graph.graph.add_edge(start, other := Give(3, "other"))
+    graph.graph.add_edge(start, other, traverse_on="any")
     graph.graph.add_edges_from([(side, end), (other, end)])
     graph.graph.add_edge(end, "root", type="weak", counter=1)
     return graph
@@ -191,7 +194,7 @@ def never_both():
     start, side, end, other = Give(0, "start"), Give(1, "side"), Give(2, "end"), Give(3, "other")
     graph.graph.add_edge("root", start)
     graph.graph.add_edge(start, side, traverse_on="failure")
-    graph.graph.add_edge(start, other)
+    graph.graph.add_edge(start, other, traverse_on="success")
     graph.graph.add_edges_from([(side, end), (other, end)])
     return graph
 
@@ -234,6 +237,37 @@ def test_a_process_that_a_task_leaves_running_runs_until_a_later_task_ends_it():
         True,
         {"capture": [(True, results["capture"].value)], "alive": [(True, True)], "stop": [(True, "")]},
     )
+
+
+class Knock(Task):
+    """Sends datagrams to this machine, where nobody listens."""
+
+    def run(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(5):
+                sender.sendto(b"knock", ("127.0.0.1", 9))
+
+
+class Captured(Task):
+    """The packets of a capture file, by their length: 24 bytes of head, then 16 before each (pcap-savefile(5))."""
+
+    def run(self):
+        data, place, lengths = pathlib.Path("lo.pcap").read_bytes(), 24, []
+        while place < len(data):
+            lengths.append(int.from_bytes(data[place + 8 : place + 12], "little"))
+            place += 16 + lengths[-1]
+        return lengths
+
+
+def test_the_librarys_capture_captures_what_later_tasks_send():
+    if os.geteuid() != 0 or shutil.which("tcpdump") is None:
+        pytest.skip("a capture takes tcpdump and root")
+    arguments = ["-Z", "root", "--immediate-mode", "-i", "lo", "udp port 9"]
+    pipeline = Pipeline().then(StartCapture("lo.pcap", arguments, name="capture")).then(Knock("knock"))
+    pipeline.then(SleepTask(1, "settle")).then(StopNamedCapture("capture", name="stop")).then(Captured("captured"))
+    succeeded, content = plain(ours(pipeline))
+    assert succeeded
+    assert content["captured"] == [(True, [14 + 20 + 8 + len(b"knock")] * 5)]  # Ethernet, IPv4, UDP
 
 
 def test_a_task_that_dies_without_a_result_is_a_failure_here_and_was_a_success_there(theirs):

@@ -176,6 +176,12 @@ def test_a_record_of_an_unknown_kind_is_passed_over() -> None:
     assert not ledger.deployments["pi-1"].steps
 
 
+def test_results_are_mappings_that_may_be_asked_for_what_is_not_there() -> None:
+    results = fold()
+    assert ("pi-1" in results, "pi-2" in results, results.get("pi-2")) == (True, False, None)
+    assert ("first" in results["pi-1"], "third" in results["pi-1"], results["pi-1"].get("third")) == (True, False, None)
+
+
 def test_unknown_names_suggest_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="'pi-1'"):
         fold()["pi-2"]

@@ -115,7 +115,7 @@ class DuplicateNameError(DefinitionError):
     code = "duplicate_name"
 
 
-class UnknownNameError(DefinitionError, LookupError):
+class UnknownNameError(DefinitionError, KeyError):
     """A name is not there; the message has the closest that is."""
 
     code = "unknown_name"
