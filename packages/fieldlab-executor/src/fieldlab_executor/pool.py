@@ -21,7 +21,7 @@ from fieldlab_executor import frames, processes
 from fieldlab_executor.boot import BOOT
 from fieldlab_executor.loop import Loop
 
-__all__ = ["Exit", "Job", "Pool", "Taker", "Warm", "wait_for"]
+__all__ = ["Exit", "Job", "Pool", "Taker", "Takers", "Warm", "wait_for"]
 
 _WARM = 2
 _MOST_AT_ONCE = 16  # forks asked for and not yet done
@@ -112,6 +112,18 @@ class Exit:
         return cls(pid, status, cpu, peak * 1024, orphans)
 
 
+class Takers(deque[Taker]):
+    """Those who wait for a child, first come first served."""
+
+    def forget(self, taker: Taker) -> bool:
+        """Take one back that was not served yet; whether it was there."""
+        try:
+            self.remove(taker)
+        except ValueError:
+            return False
+        return True
+
+
 class Pool:
     """One spawner and its warm children. ``on_exit`` hears of every exit, ``on_lost`` that the spawner died."""
 
@@ -120,7 +132,7 @@ class Pool:
         self._on_exit = on_exit
         self._on_lost = on_lost
         self._warm: deque[Warm] = deque()
-        self._takers: deque[Taker] = deque()
+        self.takers = Takers()
         self._asked = 0
         self._control: socket.socket | None = None
         self.pid = 0
@@ -145,18 +157,11 @@ class Pool:
 
     def take(self, taker: Taker) -> None:
         """Give ``taker`` a child, now or as soon as there is one."""
-        if self._warm and not self._takers:
+        if self._warm and not self.takers:
             taker(self._warm.popleft())
         else:
-            self._takers.append(taker)
+            self.takers.append(taker)
         self._ask()
-
-    def forget(self, taker: Taker) -> bool:
-        """Take back a ``take`` that was not served yet; whether it was there."""
-        with contextlib.suppress(ValueError):
-            self._takers.remove(taker)
-            return True
-        return False
 
     def close(self) -> None:
         """Close the spawner's socket: it kills everything below itself and exits."""
@@ -168,7 +173,7 @@ class Pool:
             self._warm.popleft().close()
 
     def _ask(self) -> None:
-        wanted = min(_WARM + len(self._takers) - len(self._warm), _MOST_AT_ONCE) - self._asked
+        wanted = min(_WARM + len(self.takers) - len(self._warm), _MOST_AT_ONCE) - self._asked
         if wanted > 0 and self._control is not None:
             self._asked += wanted
             self._send(frames.FORK.pack(b"F", wanted))
@@ -206,8 +211,8 @@ class Pool:
             self._loop.after(_RETRY, self._ask)
 
     def _serve(self, child: Warm) -> None:
-        if self._takers:
-            self._takers.popleft()(child)
+        if self.takers:
+            self.takers.popleft()(child)
         else:
             self._warm.append(child)
 

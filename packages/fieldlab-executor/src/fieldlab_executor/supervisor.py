@@ -11,19 +11,16 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fieldlab_common.deployment import Graph, inlined
+from fieldlab_common.deployment import Graph
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import (
@@ -52,14 +49,13 @@ from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
 from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.uploads import Upload
 from fieldlab_executor.workers import Workers
+from fieldlab_executor.workplace import Workplace
 
 __all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
 
 EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
 SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
-MAX_SCANNED, SCANNED_BYTES = 1000, 65536  # steps and bytes of blobs that are searched for what to import ahead
-MAX_FOLDERS = 10_000  # steps whose folders are made ahead
 SPAWNERS = 3  # so often a spawner that died is replaced
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _OWN = ""  # the step of log records that are the executor's own remarks
@@ -113,7 +109,7 @@ class Supervisor:
         self._by_pid: dict[int, Attempt] = {}
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
-        self._folders: set[str] = set()  # made ahead
+        self._place = Workplace(folder)
         self._job = 0
         self._spawners = 0
         self._killed = 0
@@ -154,9 +150,8 @@ class Supervisor:
         self._reporting = claim.settings.reporting
         self.book.members = claim.members  # events that came before this stay
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
-        self._write_context(claim, clock)
-        threading.Thread(target=self._make_folders_ahead, args=(graph,), name="folders", daemon=True).start()
-        self._preload = [*_modules_named_in(self.folder / "blobs", graph), *graph.preload]
+        self._place.furnish(claim, graph, clock)
+        self._preload = [*self._place.modules(graph), *graph.preload]
         self._configure()
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
         self.record("started", started)
@@ -169,33 +164,6 @@ class Supervisor:
         self._workers = Workers(self._pool, workers)
         self._machine = m.Machine(graph, now=self.now(), workers=workers)
         self._perform(self._machine.start(self.now()))
-
-    def _make_folders_ahead(self, graph: Graph) -> None:
-        """Make the folders of first attempts, in a thread: while a disk is synced, each may take a millisecond."""
-        for plain, spec in itertools.islice(graph.walk(), MAX_FOLDERS):
-            if self._over:
-                return
-            if spec.graph is not None:
-                continue
-            path = f"{self.folder}/steps/{plain}/0-1"
-            try:
-                os.makedirs(path, exist_ok=True)
-            except OSError:  # the step that needs it will say so
-                return
-            self._folders.add(path)
-
-    def _write_context(self, claim: Claim, clock: tuple[float, float]) -> None:
-        for name in ("values", "steps", "artifacts", "files"):
-            (self.folder / name).mkdir(exist_ok=True)
-        content = {
-            "experiment": claim.experiment,
-            "experiment_id": claim.experiment_id,
-            "deployment": claim.deployment.name,
-            "node": encode(claim.node),
-            "members": encode(claim.members),
-            "clock": [clock[0], clock[1] if clock[1] != float("inf") else 1e308],
-        }
-        (self.folder / "context.json").write_text(json.dumps(content))
 
     def _configure(self) -> None:
         self._spawners += 1
@@ -312,8 +280,7 @@ class Supervisor:
             job["inputs"] = self._inputs(effect.inputs)
             if spec.over is not None:
                 job["item"] = effect.item
-            if job["folder"] not in self._folders:
-                os.makedirs(job["folder"], exist_ok=True)
+            self._place.make(job["folder"])
         except OSError as error:
             self._fail_start(key, f"Its folder could not be made: {error}.")
             return
@@ -387,7 +354,7 @@ class Supervisor:
 
     def _withdraw(self, attempt: Attempt) -> bool:
         """Take back a job that no child has yet; whether it was so."""
-        if attempt.taker is None or not self._source(attempt).forget(attempt.taker):
+        if attempt.taker is None or not self._source(attempt).takers.forget(attempt.taker):
             return False
         self._loop.call(lambda: self.over(attempt))
         return True
@@ -575,6 +542,7 @@ class Supervisor:
                 reason=self._cancelled or finish.message, killed=self._killed, survivors=tuple(self._survivors)
             )
         self._over = True
+        self._place.close()
         self._done(Finished(finish, cancel))
 
     def _stop_spawner(self) -> None:
@@ -589,21 +557,6 @@ class Supervisor:
         self._stop_spawner()
         left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
         self._survivors += [processes.describe(one.pid) for one in left]
-
-
-def _modules_named_in(blobs: Path, graph: Graph) -> list[str]:
-    """Those of fieldlab's own modules that the steps will need: better imported once than in each child."""
-    wanted: set[str] = set()
-    steps = (step for _, step in itertools.islice(graph.walk(), MAX_SCANNED) if step.graph is None)
-    for sealed in dict.fromkeys(sealed for step in steps for sealed in (step.code, step.args)):
-        data = inlined(sealed)
-        if data is None:
-            with open(f"{blobs}/{sealed}", "rb") as file:
-                data = file.read(SCANNED_BYTES)
-        wanted.update(name.decode() for name in re.findall(rb"fieldlab_common\.[a-z]+", data))
-        if b"context" in data:
-            wanted.add("fieldlab_executor.context")
-    return sorted(wanted)
 
 
 def _places(cpus: float | None) -> int:

@@ -10,11 +10,10 @@ no more than ``most`` idle ones; a worker that died is never given a job that it
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 
-from fieldlab_executor.pool import Pool, Taker, Warm
+from fieldlab_executor.pool import Pool, Taker, Takers, Warm
 
 __all__ = ["Workers"]
 
@@ -29,25 +28,18 @@ class Workers:
         self._asked = 0  # children that were asked for and have not come
         self._counted: dict[int, float] = {}  # the workers by pid: CPU seconds of the jobs that they have done
         self._idle: deque[Warm] = deque()
-        self._takers: deque[Taker] = deque()
+        self.takers = Takers()
 
     def take(self, taker: Taker) -> None:
         """Give ``taker`` a worker, now or as soon as one is free."""
-        while self._idle and not self._takers:
+        while self._idle and not self.takers:
             child = self._idle.pop()  # the one that is warmest
             if _waits(child):
                 taker(child)
                 return
             self._dismiss(child)
-        self._takers.append(taker)
+        self.takers.append(taker)
         self._ask()
-
-    def forget(self, taker: Taker) -> bool:
-        """Take back a ``take`` that was not served yet; whether it was there."""
-        with contextlib.suppress(ValueError):
-            self._takers.remove(taker)
-            return True
-        return False
 
     def give_back(self, child: Warm, cpu: float) -> None:
         """A worker has done its job, which took ``cpu`` seconds, and waits for the next."""
@@ -82,7 +74,7 @@ class Workers:
             self._idle.popleft().close()
 
     def _ask(self) -> None:
-        while self._asked < len(self._takers) and len(self._counted) + self._asked < self._most + self._waiting:
+        while self._asked < len(self.takers) and len(self._counted) + self._asked < self._most + self._waiting:
             self._asked += 1
             self._pool.take(self._arrived)
 
@@ -92,8 +84,8 @@ class Workers:
         self._serve(child)
 
     def _serve(self, child: Warm) -> None:
-        if self._takers:
-            self._takers.popleft()(child)
+        if self.takers:
+            self.takers.popleft()(child)
         elif len(self._idle) < self._most:
             self._idle.append(child)
         else:
