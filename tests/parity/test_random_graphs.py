@@ -224,6 +224,18 @@ def compare(graph):
         assert ours == expected, shown
 
 
+def test_a_weak_edge_that_closes_no_cycle_starts_what_it_leads_to_once_more():
+    graph = ExecutionGraph()
+    first, slow, twice, after = (Planned(name, [True]) for name in ("first", "slow", "twice", "after"))
+    graph.graph.add_edges_from([("root", first), (first, slow), (first, twice), (twice, after)])
+    graph.graph.add_edge(slow, twice, type="weak")
+    compare(graph)
+    dag = nu.from_graph(graph, install=False)
+    assert list(dag.steps) == ["first", "slow", "twice", "after", "twice#2", "after#2"]
+    assert dag["twice"].exclusives == dag["twice#2"].exclusives != ()
+    assert dag["slow"].exclusives == ()
+
+
 FIXTURES_STAY = [HealthCheck.function_scoped_fixture]
 
 

@@ -199,6 +199,9 @@ def never_both():
     return graph
 
 
+# This module is imported on the node for the classes in it, where nothing is converted.
+CONVERTED_AT_IMPORT = nu.from_graph(Pipeline().then(Give(1, "a")), install=False)
+
 GRAPHS = {
     "stages": lambda: Pipeline().then([Give(1, "a"), Give("b", "b")]).then(Previous("seen")),
     "a failure stops it": lambda: Pipeline().then(Raise("a")).then(Give(1, "b")),

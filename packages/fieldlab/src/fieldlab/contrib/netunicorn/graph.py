@@ -189,6 +189,9 @@ class _Converter:
             return
         name = self._names[node] + (f"#{len(runs) + 1}" if runs else "")
         step = self._step(node, name)
+        for one in (runs[0].step, step) if runs and _is_task(node) else ():
+            if one is not None:
+                one.exclusive(f"netunicorn:{self._names[node]}")  # a task never runs beside itself
         self._connect(step, name, sources)
         rescued = not self._early or self._is_rescued(node)
         sure = any(s.counts and s.certain for s in sources) and all(s.last.sure for s in sources)
@@ -216,8 +219,6 @@ class _Converter:
             )
         step: Step[Any] = self._tasks[node]().named(name)
         self._dag.add(step)
-        if _is_task(node):
-            step.exclusive(f"netunicorn:{self._names[node]}")  # a task never runs beside itself
         return step
 
     def _connect(self, step: Step[Any], name: str, sources: list[_Source]) -> None:
@@ -253,13 +254,15 @@ class _Converter:
         self._check(starting)
         tokens = {v: (_Source((self._runs[u][-1],), self._condition(u, v), counts=True),) for u, v in starting}
         used = [edge for edge in leaving if self._use(edge)]
-        if starting and not used and self._rounds is None:
-            edges = ", ".join(f"{_called(u)} -> {_called(v)}" for u, v in starting)
+        reach = self._reached(tokens)
+        closing = [(u, v) for u, v in starting if u in reach]
+        if closing and not used and self._rounds is None:
+            edges = ", ".join(f"{_called(u)} -> {_called(v)}" for u, v in closing)
             raise UnsupportedError(
                 f"The cycle that {edges} closes has no counter, and would run for ever.",
                 advice="Give rounds=, or the edge a counter.",
             )
-        return _Round(self._reached(tokens), tokens)
+        return _Round(reach, tokens)
 
     def _check(self, starting: list[tuple[Any, Any]]) -> None:
         """Refuse weak edges of one round that leave different nodes, or one node on different conditions."""
