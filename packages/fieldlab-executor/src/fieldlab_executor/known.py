@@ -8,7 +8,7 @@ ends, so that repeating a DAG without end needs no more memory than running it o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fieldlab_common import paths
 from fieldlab_common.deployment import Graph, StepSpec
@@ -18,13 +18,22 @@ from fieldlab_common.protocol import StepRecord
 __all__ = ["Known"]
 
 
+class _Ended(NamedTuple):
+    """What is kept of a settled record, which is several times as large."""
+
+    state: StepState
+    error: str
+    iterations: int | None
+
+
 class Known:
     """The steps of one deployment by plain path, and what came of them by scope and name."""
 
     def __init__(self, graph: Graph) -> None:
         self._specs = dict(graph.walk())
-        self._ended: dict[str, dict[str, StepRecord]] = {}
-        self._handles: dict[str, dict[str, dict[int, Any]]] = {}
+        self._ended: dict[str, dict[str, _Ended]] = {}
+        # Of an iterated step, the handles by iteration; of another, its one handle.
+        self._handles: dict[str, dict[str, dict[int, Any] | tuple[Any]]] = {}
 
     def spec(self, path: str) -> StepSpec:
         """What the step at ``path`` is; KeyError if there is none."""
@@ -33,7 +42,13 @@ class Known:
     def returned(self, step: str, iteration: int | None, handle: Any) -> None:
         """A step, or an iteration of it, gave a value."""
         scope, name = paths.split(step)
-        self._handles.setdefault(scope, {}).setdefault(name, {})[iteration or 0] = handle
+        kept = self._handles.setdefault(scope, {})
+        if iteration is None:
+            kept[name] = (handle,)
+            return
+        several = kept.setdefault(name, {})
+        if isinstance(several, dict):
+            several[iteration] = handle
 
     def reported(self, record: StepRecord, handle: Any) -> None:
         """A step, or a part of it, began or ended; ``handle``: the value of one that is a DAG."""
@@ -43,7 +58,8 @@ class Known:
             self.returned(record.step, record.iteration, handle)
         if record.settled:
             scope, name = paths.split(record.step)
-            self._ended.setdefault(scope, {})[name] = record
+            ended = _Ended(record.state, record.error or record.message, record.iterations)
+            self._ended.setdefault(scope, {})[name] = ended
         elif self.spec(record.step).graph is not None:
             self._forget(paths.inside(record.step, record.iteration, record.attempt))
 
@@ -69,10 +85,13 @@ class Known:
         if ended is None:
             return {"handles": [], "many": False, "error": "", "status": "waiting"}
         many = spec.repeat is not None or spec.over is not None
-        handles = self._handles.get(scope, {}).get(name, {}) if ended.state is StepState.SUCCEEDED else {}
-        count = (ended.iterations or 0) if many else len(handles)
-        listed = [handles.get(index) for index in range(count)] if many else list(handles.values())
-        return {"handles": listed, "many": many, "error": ended.error or ended.message, "status": ended.state.value}
+        kept = self._handles.get(scope, {}).get(name, ()) if ended.state is StepState.SUCCEEDED else ()
+        if many:
+            several = kept if isinstance(kept, dict) else {}
+            listed = [several.get(index) for index in range(ended.iterations or 0)]
+        else:
+            listed = list(kept) if isinstance(kept, tuple) else []
+        return {"handles": listed, "many": many, "error": ended.error, "status": ended.state.value}
 
     def names(self, asking: str) -> list[str]:
         """The steps that have a value and that the step at ``asking`` sees."""
