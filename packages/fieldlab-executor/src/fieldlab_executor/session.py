@@ -16,17 +16,16 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldlab_common.deployment import Graph
+from fieldlab_common.environment import Host
 from fieldlab_common.errors import AuthenticationError, ClaimRefused, FieldlabError
 from fieldlab_common.lifecycle import DeploymentState, Reason
 from fieldlab_common.protocol import ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
 from fieldlab_common.wire import loads
 
-from fieldlab_executor import boot, environments, processes
-from fieldlab_executor.builders import PrepareFailed
-from fieldlab_executor.environments import Made
+from fieldlab_executor import boot, processes
 from fieldlab_executor.journal import Journal
 from fieldlab_executor.link import (
     Acked,
@@ -43,12 +42,15 @@ from fieldlab_executor.supervisor import Finished, Supervisor
 from fieldlab_executor.transport import Transport
 from fieldlab_executor.uploads import Upload, Uploads
 
+if TYPE_CHECKING:
+    from fieldlab_executor.environments import Made
+
 __all__ = ["FAILED", "REFUSED", "UNSHIPPED", "Busy", "Session", "drain", "locked"]
 
 FAILED, REFUSED, UNSHIPPED = 1, 3, 4  # exit codes; 0: everything is with the director, 2: bad usage
 CLAIM_SECONDS = 600.0
 FETCH_SECONDS = 3600.0
-PREPARE_SECONDS = environments.BUILD_SECONDS + 60.0
+PREPARE_GRACE = 60.0  # for what makes an environment to end by itself, when its time is over
 DRAIN_SECONDS = 6 * 3600.0
 HURRY_SECONDS = 10.0  # to ship what is left, once the executor was told to stop
 
@@ -75,9 +77,9 @@ def locked(folder: Path) -> int:
 
 
 class _Ready:
-    """What the first part of a run found: the claim, the graph, and the environment to run in."""
+    """What the first part of a run found: the claim, the graph, and the environment to run in; None: as this is."""
 
-    def __init__(self, claim: Claim, graph: Graph, made: Made) -> None:
+    def __init__(self, claim: Claim, graph: Graph, made: Made | None) -> None:
         self.claim, self.graph, self.made = claim, graph, made
 
 
@@ -151,18 +153,23 @@ class Session:
             self._link.fetch_blob(digest, str(blobs / digest), timeout=FETCH_SECONDS)
         return loads(Graph, (blobs / claim.deployment.graph).read_bytes())
 
-    def _prepare(self, claim: Claim) -> Made:
+    def _prepare(self, claim: Claim) -> Made | None:
         """The environment; one that is not there is made, and what its builders say stands in the deployment's log."""
         environment, python = environment_of(claim.deployment.environment), claim.deployment.python
+        if environment == Host() and python in ("", _version(2)):
+            return None  # most often; nothing has to be loaded for it
+        from fieldlab_executor import environments
+
         found = environments.find(environment, python=python)
         if found is None:
             from fieldlab_executor import preparing
 
             command = boot.command(sys.executable, self._site)
-            preparing.Preparation(command, environment, python, self._remark).wait(PREPARE_SECONDS)
+            preparation = preparing.Preparation(command, environment, python, self._remark)
+            preparation.wait(environments.BUILD_SECONDS + PREPARE_GRACE)
             found = environments.find(environment, python=python)
         if found is None:
-            raise PrepareFailed("The environment was made, and was not there any more when it was to be used.")
+            raise environments.PrepareFailed("The environment was made, and was gone when it was to be used.")
         return found
 
     def _remark(self, line: str) -> None:
@@ -182,9 +189,9 @@ class Session:
     def _begin(self, ready: _Ready) -> None:
         if self._ended:
             return
-        self._made = ready.made
+        made = self._made = ready.made
         self._builders_cpu = _cpu(resource.RUSAGE_CHILDREN)
-        self._supervisor.warm_up(ready.made.python, self._site, ready.made.variables)
+        self._supervisor.warm_up(made.python if made else sys.executable, self._site, made.variables if made else None)
         offset = self._link.clock_offset
         clock = (offset.offset, offset.bound) if offset is not None else (0.0, float("inf"))
         self._supervisor.begin(ready.claim, ready.graph, clock)
