@@ -208,3 +208,54 @@ def test_a_wide_fan_out_stays_narrow() -> None:
     lines = [("split", n, "") for n in names[1:-1]] + [(n, "join", "") for n in names[1:-1]]
     layout = arrange(names, dict.fromkeys(names, 80.0), lines)
     assert layout.width < 1800
+
+
+def nested():
+    with d.DAG("inner") as inner:
+        work(work(1).named("a")).named("b")
+    with d.DAG("outer") as outer:
+        first = work(1).named("first")
+        forms.repeat(inner(), times=2).named("rounds").after(first)
+    return outer
+
+
+def test_a_dag_inside_is_a_frame_in_mermaid():
+    lines = nested().to_mermaid().splitlines()
+    start = lines.index('    subgraph n1["rounds<br/>DAG of 2 steps · repeated"]')
+    assert lines[start + 1 : start + 5] == [
+        '        n1_0["a"]',
+        '        n1_1["b"]',
+        "        n1_0 --> n1_1",
+        "    end",
+    ]
+    assert "    n0 -.-> n1" in lines
+
+
+def test_a_dag_inside_is_a_cluster_in_dot_and_lines_end_at_its_edge():
+    text = nested().to_dot()
+    assert "compound=true;" in text
+    assert "subgraph cluster_n1 {" in text
+    assert "n0 -> n1_0 [style=dashed, lhead=cluster_n1];" in text
+
+
+def test_in_the_picture_it_is_a_box_that_says_how_many_steps_it_has():
+    assert "DAG of 2 steps · repeated" in nested().to_svg()
+
+
+def test_a_run_colours_what_is_inside():
+    graph = Graph(
+        name="g",
+        steps=(
+            StepSpec(
+                name="s",
+                task="t",
+                code="",
+                args="",
+                graph=Graph(name="i", steps=(StepSpec(name="a", task="t", code="", args=""),)),
+            ),
+        ),
+    )
+    text = drawing_of(
+        graph, {"s/a": Standing(state=StepState.FAILED), "s": Standing(state=StepState.FAILED)}
+    ).to_mermaid()
+    assert "class n0,n0_0 failed" in text

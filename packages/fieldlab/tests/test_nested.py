@@ -119,6 +119,13 @@ def test_tables_show_what_is_inside_of_what_ran_once(results: fl.DeploymentResul
     assert "fetch" in repr(results["each"][0])
 
 
+def test_what_is_inside_is_drawn_with_how_it_stands(results: fl.DeploymentResults) -> None:
+    assert "fetch" in results["each"][1].to_svg()
+    assert "class n0,n1 succeeded" in results["one"].steps.to_mermaid()
+    assert "subgraph n" in results.to_mermaid()
+    assert "DAG of 2 steps" in results.to_svg()
+
+
 def test_artifacts_land_in_folders_of_their_iteration(tmp_path) -> None:
     with fl.DAG("d") as dag:
         fl.map(collecting(), hosts())

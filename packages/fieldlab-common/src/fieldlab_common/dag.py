@@ -315,12 +315,14 @@ class DAG:
 
 def _box(step: Step[Any]) -> Box:
     background, repeated, mapped = step.background is not None, step.repetition is not None, step.over is not None
-    inside = [len(dag) for dag in step.task.dags] if isinstance(step.task, DagTask) else []
+    dags = step.task.dags if isinstance(step.task, DagTask) else ()
+    inside = [len(dag) for dag in dags]
     return Box(
         name=step.name,
         notes=notes_of(background=background, repeated=repeated, mapped=mapped, need=step.need, inside=inside),
         background=background,
         several=repeated or mapped,
+        inside=dags[0]._drawing() if len(dags) == 1 else None,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fieldlab_common import paths
 from fieldlab_common.deployment import Graph, Need, On
 from fieldlab_common.errors import UnsupportedError
 from fieldlab_common.layout import Layout, arrange, points_needed
@@ -43,13 +44,14 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """One step. ``notes``: what is special about it."""
+    """One step. ``notes``: what is special about it. ``inside``: the steps of one that is a DAG; SVG tells how many."""
 
     name: str
     notes: tuple[str, ...] = ()
     background: bool = False
     several: bool = False  # repeated, or mapped
     standing: Standing | None = None
+    inside: Drawing | None = None
 
     def small_print(self) -> str:
         """The line under its name."""
@@ -97,31 +99,35 @@ class Drawing:
         return _Picture(self).svg()
 
     def to_mermaid(self) -> str:
-        """A Mermaid flowchart, as Markdown on GitHub and elsewhere shows it."""
-        number = {box.name: f"n{i}" for i, box in enumerate(self.boxes)}
-        out = ["flowchart TD"]
-        out += [f"    {number[box.name]}{_mermaid_box(box)}" for box in self.boxes]
-        out += [f"    {number[line.source]} {_MERMAID[line.kind]} {number[line.target]}" for line in self.lines]
+        """A Mermaid flowchart, as Markdown on GitHub and elsewhere shows it; a step that is a DAG is a frame."""
+        out = ["flowchart TD", *_mermaid_body(self, "n", "    ")]
+        every = list(_numbered(self, "n"))
         states: dict[StepState, list[str]] = {}
-        for box in self.boxes:
+        for number, box in every:
             if box.standing is not None:
-                states.setdefault(box.standing.state, []).append(number[box.name])
+                states.setdefault(box.standing.state, []).append(number)
         for state, members in states.items():
             fill, edge = _COLOURS[state]
             out.append(f"    classDef {state.value} fill:{fill},stroke:{edge},color:{_INK}")
             out.append(f"    class {','.join(members)} {state.value}")
-        if any(box.background for box in self.boxes):
+        if background := [number for number, box in every if box.background]:
             out.append("    classDef background stroke-dasharray:5 3")
-            out.append(f"    class {','.join(number[b.name] for b in self.boxes if b.background)} background")
+            out.append(f"    class {','.join(background)} background")
         return "\n".join(out) + "\n"
 
     def to_dot(self) -> str:
-        """A graph in the DOT language, for Graphviz."""
-        number = {box.name: f"n{i}" for i, box in enumerate(self.boxes)}
+        """A graph in the DOT language, for Graphviz; a step that is a DAG is a cluster."""
         out = [f"digraph {_dot(self.title)} {{", '    node [shape=box, style="rounded,filled", fillcolor="#ffffff"];']
-        out += [f"    {number[box.name]} [{_dot_box(box)}];" for box in self.boxes]
-        out += [f"    {number[line.source]} -> {number[line.target]} [{_DOT[line.kind]}];" for line in self.lines]
-        return "\n".join([*out, "}"]) + "\n"
+        out += ["    compound=true;"] if any(box.inside for box in self.boxes) else []
+        return "\n".join([*out, *_dot_body(self, "n", "    "), "}"]) + "\n"
+
+
+def _numbered(drawing: Drawing, prefix: str) -> Iterator[tuple[str, Box]]:
+    """Every box with its id, those inside of one after it."""
+    for index, box in enumerate(drawing.boxes):
+        yield f"{prefix}{index}", box
+        if box.inside is not None:
+            yield from _numbered(box.inside, f"{prefix}{index}_")
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -152,8 +158,8 @@ def notes_of(
     return (*((shape,) if inside else ()), *(word for word, holds in said.items() if holds))
 
 
-def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None) -> Drawing:
-    """The drawing of a deployment's graph; with ``standings``, of how its steps stand."""
+def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None, scope: str = "") -> Drawing:
+    """The drawing of a deployment's graph; with ``standings``, by plain path, of how its steps stand."""
     boxes = [
         Box(
             name=step.name,
@@ -166,9 +172,10 @@ def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None) ->
             ),
             background=step.background is not None,
             several=step.repeat is not None or step.over is not None,
-            standing=(standings or {}).get(step.name),
+            standing=(standings or {}).get(path),
+            inside=drawing_of(step.graph, standings, path) if step.graph is not None else None,
         )
-        for step in graph.steps
+        for step, path in ((step, paths.join(scope, step.name)) for step in graph.steps)
     ]
     lines = [
         line
@@ -225,9 +232,26 @@ def _mermaid(text: str) -> str:
     return re.sub(rf"({kept})|(.)", lambda m: m[1] or f"#{ord(m[2])};", _plain(text))
 
 
-def _mermaid_box(box: Box) -> str:
+def _mermaid_body(drawing: Drawing, prefix: str, indent: str) -> Iterator[str]:
+    number = {box.name: f"{prefix}{i}" for i, box in enumerate(drawing.boxes)}
+    for box in drawing.boxes:
+        if box.inside is None:
+            yield f"{indent}{number[box.name]}{_mermaid_box(box)}"
+            continue
+        yield f'{indent}subgraph {number[box.name]}["{_mermaid_label(box)}"]'
+        yield from _mermaid_body(box.inside, f"{number[box.name]}_", f"{indent}    ")
+        yield f"{indent}end"
+    for line in drawing.lines:
+        yield f"{indent}{number[line.source]} {_MERMAID[line.kind]} {number[line.target]}"
+
+
+def _mermaid_label(box: Box) -> str:
     small = box.small_print()
-    label = _mermaid(box.name) + (f"<br/>{_mermaid(small)}" if small else "")
+    return _mermaid(box.name) + (f"<br/>{_mermaid(small)}" if small else "")
+
+
+def _mermaid_box(box: Box) -> str:
+    label = _mermaid_label(box)
     left, right = ("[[", "]]") if box.several else ("([", "])") if box.background else ("[", "]")
     return f'{left}"{label}"{right}'
 
@@ -237,18 +261,48 @@ def _dot(text: str) -> str:
     return f'"{escaped}"'
 
 
+def _dot_body(drawing: Drawing, prefix: str, indent: str) -> Iterator[str]:
+    number = {box.name: f"{prefix}{i}" for i, box in enumerate(drawing.boxes)}
+    for box in drawing.boxes:
+        if box.inside is None:
+            yield f"{indent}{number[box.name]} [{_dot_box(box)}];"
+            continue
+        yield f"{indent}subgraph cluster_{number[box.name]} {{"
+        yield from (f"{indent}    {told};" for told in _dot_told(box))
+        yield from _dot_body(box.inside, f"{number[box.name]}_", f"{indent}    ")
+        yield f"{indent}}}"
+    whole = {box.name: box for box in drawing.boxes if box.inside is not None}
+    for line in drawing.lines:
+        ends = [_dot_end(number[name], whole.get(name)) for name in (line.source, line.target)]
+        told = [_DOT[line.kind]]
+        told += [f"ltail=cluster_{number[line.source]}"] if line.source in whole else []
+        told += [f"lhead=cluster_{number[line.target]}"] if line.target in whole else []
+        yield f"{indent}{ends[0]} -> {ends[1]} [{', '.join(told)}];"
+
+
+def _dot_end(number: str, box: Box | None) -> str:
+    """Where a line to a box ends; of a cluster, at a box in it (DOT draws it to the edge of the cluster)."""
+    while box is not None and box.inside is not None and box.inside.boxes:
+        number, box = f"{number}_0", box.inside.boxes[0]
+    return number
+
+
 def _dot_box(box: Box) -> str:
+    return ", ".join(_dot_told(box))
+
+
+def _dot_told(box: Box) -> list[str]:
     small = box.small_print()
     label = _dot(box.name)[:-1] + (r"\n" + _dot(small)[1:-1] if small else "") + '"'
     told = [f"label={label}"]
     if box.standing is not None:
         fill, edge = _COLOURS[box.standing.state]
-        told.append(f'fillcolor="{fill}", color="{edge}"')
+        told += [f'fillcolor="{fill}"', f'color="{edge}"']
     if box.background:
         told.append('style="rounded,filled,dashed"')
     if box.several:
         told.append("peripheries=2")
-    return ", ".join(told)
+    return told
 
 
 # --- SVG --------------------------------------------------------------------------------------------------------------

@@ -10,21 +10,22 @@ they are asked for, and a pickle is opened only by ``.trust()``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, overload
 
 from fieldlab_common import paths
 from fieldlab_common import protocol as p
 from fieldlab_common.deployment import Graph
-from fieldlab_common.drawing import Drawing, Standing, Svg, drawing_of
+from fieldlab_common.drawing import Drawing, Standing, drawing_of
 from fieldlab_common.errors import BadAnswer, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 
 from fieldlab.ledger import Attempt, DeploymentLedger, Ledger, StepLedger
 from fieldlab.logs import Logs
-from fieldlab.text import clean, closest, duration, html_table, instant, listed, one_line, table
+from fieldlab.text import clean, duration, html_table, instant, one_line, table
 from fieldlab.values import open_value
+from fieldlab.views import Drawn, Named
 
 __all__ = ["DeploymentResults", "InnerResults", "Reader", "Results", "StepResult"]
 
@@ -294,20 +295,7 @@ _ENDED = {
 }
 
 
-class _Named(Mapping[str, Any]):
-    """A mapping by name whose errors suggest the closest one."""
-
-    _what = "entry"
-
-    def _unknown(self, name: object) -> UnknownNameError:
-        known = list(self)
-        return UnknownNameError(
-            f"There is no {self._what} {clean(name)!r}.{closest(str(name), known)}",
-            advice=f"There are: {listed(known)}.",
-        )
-
-
-class DeploymentResults(_Named):
+class DeploymentResults(Named, Drawn):
     """The results of one deployment, by step, in the order of its DAG."""
 
     _what = "step"
@@ -395,27 +383,22 @@ class DeploymentResults(_Named):
         """Of a step that is a DAG: which iterations began (None: it is not iterated), and the last attempt of each."""
         return self._ledger.runs.get(path, {})
 
-    def to_svg(self) -> Svg:
-        """A picture of its graph as an SVG document: how each step stands, and how long it took.
+    def _drawing(self) -> Drawing:
+        standings = {paths.plain(one.name): _standing(one) for one in self._plainly()}
+        return drawing_of(self.graph(""), standings)
+
+    def graph(self, path: str) -> Graph:
+        """Its graph, or that of the step at the plain path ``path``, which is a DAG.
 
         Raises:
             ResultNotReady: it has no graph, because it was never resolved.
-            UnsupportedError: it is too large for a picture that somebody could read.
         """
-        return self._drawing().to_svg()
-
-    def to_mermaid(self) -> str:
-        """The same as a Mermaid flowchart, for Markdown."""
-        return self._drawing().to_mermaid()
-
-    def to_dot(self) -> str:
-        """The same in the DOT language, for Graphviz."""
-        return self._drawing().to_dot()
-
-    def _drawing(self) -> Drawing:
         if not self.info.graph:
             raise ResultNotReady(f"Deployment {clean(self.name)!r} has no graph to draw.")
-        return drawing_of(self.reader.graph(self.info.graph), {one.name: _standing(one) for one in self._plainly()})
+        whole = self.reader.graph(self.info.graph)
+        found = dict(whole.walk())[path].graph if path else whole
+        assert found is not None
+        return found
 
     def _plainly(self) -> Iterator[StepResult]:
         """The steps, with those inside of steps that are DAGs and ran but once."""
@@ -449,7 +432,7 @@ def _enclosing(path: str) -> Iterator[str]:
         scope = paths.inside(outer, iteration, attempt)
 
 
-class InnerResults(_Named):
+class InnerResults(Named, Drawn):
     """The steps inside of a step that is a DAG, of one iteration and attempt of it."""
 
     _what = "step"
@@ -468,6 +451,11 @@ class InnerResults(_Named):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def _drawing(self) -> Drawing:
+        return drawing_of(
+            self._deployment.graph(paths.plain(self.scope)), {name: _standing(self[name]) for name in self}
+        )
 
     def __repr__(self) -> str:
         return table(_HEADER, [_shown(step) for step in self.values()])
@@ -537,7 +525,7 @@ def _row(step: StepResult, one: Attempt) -> dict[str, Any]:
     }
 
 
-class Results(_Named):
+class Results(Named):
     """The results of a run, by deployment."""
 
     _what = "deployment"
