@@ -682,16 +682,21 @@ def test_a_cancel_leaves_no_process_alive(launch: Launch) -> None:
     assert cancelled.survivors == ()
 
 
-def test_a_killed_supervisor_takes_everything_with_it(launch: Launch) -> None:
+either_isolation = pytest.mark.parametrize("isolation", ["process", "shared"])
+
+
+@either_isolation
+def test_a_killed_supervisor_takes_everything_with_it(launch: Launch, isolation: str) -> None:
     bench = Bench()
-    bench.step("stay", hide_and_stay, CTX)
+    bench.step("stay", hide_and_stay, CTX, isolation=isolation)
     executor = launch(bench)
     pids = executor.hub.event("pids")
     executor.signal(signal.SIGKILL)
     assert gone(pids, KILL_BOUND) == []
 
 
-def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Launch) -> None:
+@either_isolation
+def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Launch, isolation: str) -> None:
     bench = Bench()
 
     def first_time(ctx):
@@ -700,7 +705,7 @@ def test_a_killed_spawner_fails_its_steps_and_the_next_attempt_runs(launch: Laun
             signal.pause()
         return ctx.attempt
 
-    bench.step("stay", first_time, CTX, retry=Retry(times=1))
+    bench.step("stay", first_time, CTX, retry=Retry(times=1), isolation=isolation)
     executor = launch(bench)
     *pids, spawner = executor.hub.event("pids")
     os.kill(spawner, signal.SIGKILL)
