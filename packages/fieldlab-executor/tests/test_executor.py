@@ -88,11 +88,23 @@ def test_the_node_and_a_files_path_are_filled_in(run: Run) -> None:
     assert run(bench).value("read") == ("lab", True, "weights")
 
 
-def test_more_steps_than_are_forked_at_once_all_run(run: Run) -> None:
+def test_more_steps_than_are_forked_or_handed_over_at_once_all_run(run: Run) -> None:
     bench = Bench()
-    for number in range(60):
+    for number in range(150):
         bench.step(f"s{number}", lambda: None)
     assert run(bench).ended.state is DeploymentState.SUCCEEDED
+
+
+def test_a_cancel_takes_back_the_steps_that_wait_for_a_process(launch: Launch) -> None:
+    bench = Bench()
+    for number in range(400):
+        bench.step(f"s{number}", lambda: threading.Event().wait())
+    executor = launch(bench)
+    executor.hub.wait(lambda: executor.hub.bodies("step"), "the first step")
+    executor.hub.cancel()
+    executor.wait()
+    assert executor.hub.ended.state is DeploymentState.CANCELLED
+    assert {executor.hub.settled(f"s{number}").state for number in range(400)} == {StepState.CANCELLED}
 
 
 def test_a_fan_out_gives_each_iteration_its_item(run: Run) -> None:

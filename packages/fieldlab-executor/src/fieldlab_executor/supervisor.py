@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ __all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
 EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
 SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
+MAX_HANDED = 64  # attempts that wait for a child; what the machine asked for waits in less memory
 SPAWNERS = 3  # so often a spawner that died is replaced
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _OWN = ""  # the step of log records that are the executor's own remarks
@@ -106,6 +108,8 @@ class Supervisor:
         self._oom = OutOfMemory()
         self.secrets = Secrets({})
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
+        self._later: dict[m.Key, m.StartAttempt] = {}  # what is to be started when fewer wait for a child
+        self._order: deque[m.Key] = deque()  # of these, some of which may have been taken back
         self._by_pid: dict[int, Attempt] = {}
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
@@ -258,6 +262,19 @@ class Supervisor:
     # --- attempts
 
     def _start(self, effect: m.StartAttempt) -> None:
+        if len(self._pool.takers) >= MAX_HANDED and self._known.spec(effect.key.step).isolation != "shared":
+            self._later[effect.key] = effect
+            self._order.append(effect.key)
+        else:
+            self._start_now(effect)
+
+    def _start_more(self) -> None:
+        """Hand over what had to wait, as far as there is room."""
+        while self._order and len(self._pool.takers) < MAX_HANDED:
+            if effect := self._later.pop(self._order.popleft(), None):
+                self._start_now(effect)
+
+    def _start_now(self, effect: m.StartAttempt) -> None:
         key, spec = effect.key, self._known.spec(effect.key.step)
         place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
         job: dict[str, Any] = {
@@ -287,6 +304,7 @@ class Supervisor:
         self._hand_over(key, job)
 
     def _fail_start(self, key: m.Key, message: str) -> None:
+        """It has no process, and will have none."""
         outcome = m.Outcome(state=StepState.FAILED, reason=Reason.INTERNAL, message=message)
         self._loop.call(lambda: self._tell(m.AttemptEnded(key=key, outcome=outcome)))
 
@@ -307,6 +325,7 @@ class Supervisor:
             if job.get("keep"):
                 self._keepers.add(child.pid)
             attempt.begin(child)
+            self._start_more()
 
         attempt.taker = take
         self._source(attempt).take(take)
@@ -340,17 +359,22 @@ class Supervisor:
             attempt.kill()
 
     def _stop(self, key: m.Key, number: int | None) -> None:
-        attempt = self._attempts.get(key)
-        if attempt is None:
-            return
-        if self._withdraw(attempt):
-            return
-        self._killed += attempt.stop(number)
+        attempt = self._started(key)
+        if attempt is not None:
+            self._killed += attempt.stop(number)
 
     def _kill(self, key: m.Key) -> None:
-        attempt = self._attempts.get(key)
-        if attempt is not None and not self._withdraw(attempt):
+        attempt = self._started(key)
+        if attempt is not None:
             attempt.kill()
+
+    def _started(self, key: m.Key) -> Attempt | None:
+        """The attempt, if it has a child; if it waits for one, it is taken back, and has ended."""
+        if self._later.pop(key, None) is not None:
+            self._fail_start(key, "It was not started.")
+            return None
+        attempt = self._attempts.get(key)
+        return None if attempt is None or self._withdraw(attempt) else attempt
 
     def _withdraw(self, attempt: Attempt) -> bool:
         """Take back a job that no child has yet; whether it was so."""
