@@ -183,9 +183,11 @@ def test_a_venv_that_cannot_be_made_says_what_its_builder_said_and_leaves_nothin
     assert [path for path in (tmp_path / "venvs").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_builder_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(PrepareFailed, match="not done within 1 s"):
-        ensure(needing(setup=("sleep 1000",)), cache=tmp_path, log=quiet, seconds=1.0)
+def test_a_builder_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with pytest.raises(PrepareFailed, match="not done within 3 s"):
+        ensure(needing(setup=(f"sleep 1000 & echo $! > '{note}'; wait",)), cache=tmp_path, log=quiet, seconds=3.0)
+    assert gone([int(note.read_text())], KILL_BOUND) == []
 
 
 def test_several_that_want_the_same_venv_at_once_build_it_once(tmp_path: Path) -> None:

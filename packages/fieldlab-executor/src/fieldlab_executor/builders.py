@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from fieldlab_common.errors import FieldlabError
+
+from fieldlab_executor import processes
 
 __all__ = ["Builder", "Log", "PrepareFailed"]
 
@@ -89,7 +92,8 @@ class Builder:
         try:
             process.wait(max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
+            below = [one.pid for one in processes.descendants(process.pid)]
+            processes.send((process.pid, *below), signal.SIGKILL)
             process.wait()
             raise PrepareFailed(
                 f"{what} was not done within {self._seconds:.0f} s, and was ended.{_said(last)}", transient=True
