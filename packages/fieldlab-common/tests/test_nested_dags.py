@@ -213,6 +213,17 @@ def test_it_repeats_and_has_settings_for_its_attempts():
     assert (spec.graph.max_parallel, spec.graph.stop_on_failure) == (2, False)
 
 
+def test_its_steps_are_isolated_as_the_innermost_dag_says_that_says_so():
+    with DAG("own", isolation="process") as own:
+        probe("a")
+    with DAG("d", isolation="shared") as dag:
+        collecting()("a")
+        own()
+    collect, other = sorted(graph_of(dag)[0].steps, key=lambda spec: spec.name)
+    assert {spec.isolation for spec in collect.graph.steps} == {"shared"}
+    assert {spec.isolation for spec in other.graph.steps} == {"process"}
+
+
 def test_it_cannot_run_in_the_background():
     with pytest.raises(DefinitionError, match="cannot run in the background"):
         background(collecting()("a"))
