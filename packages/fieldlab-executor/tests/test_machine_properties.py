@@ -210,8 +210,9 @@ class World:
 
     def run(self, choose: st.DataObject, interruptions: Mapping[int, Stimulus]) -> None:
         for position in range(NEVER):
-            if self.finish is None and position in interruptions:
-                stimulus = interruptions[position]
+            stimulus = interruptions.get(position)
+            unheard = isinstance(stimulus, Refused) and "/" in stimulus.step and stimulus.step not in self.states
+            if self.finish is None and stimulus is not None and not unheard:  # only what was reported can be refused
                 self.told = self.told or isinstance(stimulus, CancelRequested | Terminated)
                 self.refused = self.refused or isinstance(stimulus, Refused)
                 self.send(stimulus)
