@@ -9,6 +9,7 @@ from fieldlab_common.deployment import Graph, Need, On, StepSpec
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import StepRecord
 from fieldlab_executor.machine import (
+    AttemptBegan,
     AttemptEnded,
     AttemptReady,
     ClearTimer,
@@ -45,10 +46,13 @@ def step(name: str, *needs: str | Need, **fields: Any) -> StepSpec:
 class Play:
     """A machine that runs ``steps``, and its world."""
 
-    def __init__(self, *steps: StepSpec, start: bool = True, workers: float = math.inf, **graph: Any) -> None:
+    def __init__(
+        self, *steps: StepSpec, start: bool = True, workers: float = math.inf, begins: bool = True, **graph: Any
+    ) -> None:
         graph.setdefault("stop_on_failure", False)
         self.machine = Machine(Graph(name="g", steps=steps, **graph), now=0.0, cancel_grace=5.0, workers=workers)
         self.now = 0.0
+        self.begins = begins  # attempts have their process at once
         self.effects: list[Effect] = []
         self.running: dict[Key, StartAttempt] = {}
         self.started: list[str] = []
@@ -80,6 +84,8 @@ class Play:
                     assert key not in self.running
                     self.running[key] = effect
                     self.started.append(named(key))
+                    if self.begins:
+                        self.send(AttemptBegan(key=key))
                 case StopAttempt(key=key, signal=signal):
                     assert key in self.running
                     self.stopping[key] = signal

@@ -10,6 +10,7 @@ from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import ValueRef
 from fieldlab_executor.machine import (
     MAX_ITEMS,
+    AttemptBegan,
     AttemptEnded,
     AttemptReady,
     AttemptWaits,
@@ -241,6 +242,16 @@ def test_an_attempt_that_takes_too_long_is_stopped_then_killed_and_has_failed_wh
     play.ok("a")
     assert (play.settled("a").state, play.reason("a")) == (FAILED, Reason.TIMEOUT)
     assert play.settled("a").message == "It took longer than 30 s."
+
+
+def test_its_time_does_not_run_while_an_attempt_waits_for_a_process() -> None:
+    play = Play(step("a", timeout=30.0), begins=False)
+    play.wait(1000.0)
+    play.send(AttemptBegan(key=Key(step="a")))
+    play.wait(1029.9)
+    assert not play.stopping
+    play.wait(1030.0)
+    assert play.stopping == {Key(step="a"): 15}
 
 
 def test_each_attempt_has_its_own_timeout_and_leaves_no_timer() -> None:

@@ -19,6 +19,7 @@ from fieldlab_common.deployment import Background, Condition, Graph, Need, On, R
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import StepRecord
 from fieldlab_executor.machine import (
+    AttemptBegan,
     AttemptEnded,
     AttemptReady,
     CancelRequested,
@@ -227,10 +228,12 @@ class World:
 
     def perform(self, effects: list[Effect]) -> None:
         assert self.finish is None or not effects
+        begun: list[Key] = []
         for effect in effects:
             match effect:
                 case StartAttempt(key=key):
                     self.start(key)
+                    begun.append(key)
                 case StopAttempt(key=key):
                     assert key in self.running
                     self.stopping.add(key)
@@ -251,6 +254,8 @@ class World:
                 case Finish():
                     self.finish = effect
         self.check_measuring()
+        for key in begun:
+            self.send(AttemptBegan(key=key))
 
     def ask(self, question: Evaluate) -> None:
         subject: object = question.text or None

@@ -121,9 +121,10 @@ class StepSpec:
     ``needs`` and ``need`` (``all`` or ``any``) say when it may start; ``during``: background steps that must be ready,
     and still run. ``over``: it is a fan-out over the value of that step (one iteration an item), with the path into
     the value in ``over_path``. ``slot``: it counts for ``max_parallel`` (waiting steps do not). ``files``: digests of
-    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt. ``isolation``: ``process``
-    or ``shared`` (in a warm worker, with what it evaluates). ``keep_processes``: what it leaves running ends with the
-    deployment. ``secrets``: the names of those that it gets; ``secret_env``: variables by the secret that they have.
+    the blobs that its arguments name as files. ``timeout`` is in seconds, for each attempt from when it has a process.
+    ``isolation``: ``process`` or ``shared`` (in a warm worker, with what it evaluates). ``keep_processes``: what it
+    leaves running ends with the deployment. ``secrets``: the names of those that it gets; ``secret_env``: variables by
+    the secret that they have.
 
     ``graph``: the step is a DAG, run once for each attempt and iteration; ``code`` and ``args`` are then empty, because
     what it was called with stands in the arguments of the steps inside of it. ``outer``: what those refer to in the

@@ -18,6 +18,7 @@ from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.protocol import StepRecord, Usage, ValueRef
 
 __all__ = [
+    "AttemptBegan",
     "AttemptEnded",
     "AttemptReady",
     "AttemptWaits",
@@ -92,6 +93,13 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptBegan:
+    """The attempt has its process now; until then its time does not run. To be said of those that have a time limit."""
+
+    key: Key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptReady:
     """The attempt called ``ctx.ready()``."""
 
@@ -156,7 +164,17 @@ class Refused:
     message: str
 
 
-Stimulus = AttemptReady | AttemptWaits | AttemptEnded | TimerFired | Evaluated | CancelRequested | Terminated | Refused
+Stimulus = (
+    AttemptBegan
+    | AttemptReady
+    | AttemptWaits
+    | AttemptEnded
+    | TimerFired
+    | Evaluated
+    | CancelRequested
+    | Terminated
+    | Refused
+)
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------

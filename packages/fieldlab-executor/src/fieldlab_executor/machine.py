@@ -22,6 +22,7 @@ from fieldlab_common.protocol import StepRecord
 
 from fieldlab_executor import nesting
 from fieldlab_executor.instructions import (
+    AttemptBegan,
     AttemptEnded,
     AttemptReady,
     AttemptWaits,
@@ -47,12 +48,13 @@ from fieldlab_executor.instructions import (
 )
 from fieldlab_executor.shared import Shared
 from fieldlab_executor.slots import Slots
-from fieldlab_executor.steps import check_inner
+from fieldlab_executor.steps import Item, check_inner
 from fieldlab_executor.traversal import MAX_DELAY, MAX_ITEMS, Traversal
 
 __all__ = [
     "MAX_DELAY",
     "MAX_ITEMS",
+    "AttemptBegan",
     "AttemptEnded",
     "AttemptReady",
     "AttemptWaits",
@@ -117,12 +119,9 @@ class Machine:
         match stimulus:
             case AttemptEnded(key=key, outcome=outcome):
                 self._ended(key, outcome)
-            case AttemptReady(key=key):
+            case AttemptBegan(key=key) | AttemptReady(key=key) | AttemptWaits(key=key):
                 if item := self._shared.running.get(key):
-                    item.within.item_ready(item)
-            case AttemptWaits(key=key, waits=waits):
-                if item := self._shared.running.get(key):
-                    self._shared.slots.lend(item, waits)
+                    self._running(item, stimulus)
             case TimerFired(name=name):
                 self._shared.agenda.fired(name)
             case Evaluated():
@@ -162,6 +161,15 @@ class Machine:
                 ended=self._shared.now,
             )
             self._shared.effects.append(Report(record=record))
+
+    def _running(self, item: Item, stimulus: AttemptBegan | AttemptReady | AttemptWaits) -> None:
+        match stimulus:
+            case AttemptBegan():
+                item.within.began(item)
+            case AttemptReady():
+                item.within.item_ready(item)
+            case AttemptWaits(waits=waits):
+                self._shared.slots.lend(item, waits)
 
     # --- the round after each stimulus
 

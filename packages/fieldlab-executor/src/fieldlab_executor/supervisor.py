@@ -325,6 +325,8 @@ class Supervisor:
             if job.get("keep"):
                 self._keepers.add(child.pid)
             attempt.begin(child)
+            if job.get("traced"):
+                self._tell(m.AttemptBegan(key=subject))
             self._start_more()
 
         attempt.taker = take

@@ -198,11 +198,18 @@ class Traversal:
         item.timed_out = item.killed = False
         item.kill_at = None
         self._shared.measured += step.spec.measured
-        if step.spec.timeout is not None:
-            self._agenda.set(self, "timeout", item, now + step.spec.timeout, lambda: self._timed_out(item))
+        if step.spec.graph is not None:
+            self.began(item)
         self._begin(item)
         if step.asked:
             self._ask_background(step)
+
+    def began(self, item: Item) -> None:
+        """Its time runs from now: waiting for a process is not its fault."""
+        timeout = item.step.spec.timeout
+        if timeout is not None:
+            at = self._shared.now + timeout
+            self._agenda.set(self, "timeout", item, at, lambda: self._timed_out(item))
 
     def _begin(self, item: Item) -> None:
         step, spec, key = item.step, item.step.spec, item.key

@@ -318,6 +318,8 @@ class _Executor:
         part = self._parts[paths.plain(key.step)]
         part.attempts += 1
         attempt = self._attempts[key] = _Attempt(key, part)
+        if part.spec.timeout is not None:
+            self._tell(m.AttemptBegan(key=key))
         match part.builtin:
             case None:
                 self._stand_in(attempt, part)
