@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from fieldlab_common.errors import InvalidMessage, UnpicklableError, UntrustedValue
 from fieldlab_common.payload import Unresolved, decode_value, encode_value, seal, unseal
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -177,6 +177,7 @@ def test_dataclasses_in_dataclasses_come_back(place):
     assert round_trip([place, {"key": place}]) == [place, {"key": place}]
 
 
+@example(dt.timezone(dt.timedelta(microseconds=1)))
 @given(st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone))
 def test_any_offset_of_a_moment_is_kept(zone):
     moment = dt.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=zone)

@@ -303,6 +303,8 @@ def _moment(kind: str) -> Callable[[Any], Any]:
         document = {"$": kind, "v": value.isoformat()}
         if key is not None:
             document["zone"] = key
+        elif zone is not None and (offset := zone.utcoffset(None)) and offset.microseconds:
+            document["offset"] = str(offset // dt.timedelta(microseconds=1))  # fromisoformat may lose it
         if getattr(value, "fold", 0):
             document["fold"] = "1"
         return document
@@ -403,6 +405,8 @@ def _parse_moment(cls: Any) -> Callable[[dict[str, Any]], Any]:
             import zoneinfo
 
             value = value.replace(tzinfo=zoneinfo.ZoneInfo(doc["zone"]))
+        if "offset" in doc:
+            value = value.replace(tzinfo=dt.timezone(dt.timedelta(microseconds=int(doc["offset"]))))
         return value.replace(fold=1) if "fold" in doc else value
 
     return run
