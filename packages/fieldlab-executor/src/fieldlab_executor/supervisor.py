@@ -276,7 +276,7 @@ class Supervisor:
 
     def _start_now(self, effect: m.StartAttempt) -> None:
         key, spec = effect.key, self._known.spec(effect.key.step)
-        place = f"{key.step}/{key.iteration or 0}-{key.attempt}"
+        place = f"{key.step}.{key.iteration or 0}-{key.attempt}"
         job: dict[str, Any] = {
             "kind": "call",
             "shared": spec.isolation == "shared",

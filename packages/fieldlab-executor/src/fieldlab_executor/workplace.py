@@ -1,8 +1,9 @@
 """A deployment's folder on the node, as its steps find it: what stands in it before the first of them starts.
 
-``blobs`` is there already, with all that the graph names; here come ``context.json``, which tells steps where they are,
-and a folder for each attempt, ``steps/<step>/<iteration>-<attempt>``. Those of first attempts are made ahead, in
-a thread: while a disk is synced, making one may take a millisecond.
+``blobs`` is there already, with all that the graph names; here come ``context.json``, which tells steps where they
+are, and a folder for each attempt, ``steps/<step>.<iteration>-<attempt>``: one for each, not one in another, because
+making a folder costs as much processor time as a warm step. Those of first attempts are made ahead, in a thread: while
+a disk is synced, making one may take a millisecond.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Workplace:
                 return
             if spec.graph is not None:
                 continue
-            path = f"{self._folder}/steps/{plain}/0-1"
+            path = f"{self._folder}/steps/{plain}.0-1"
             try:
                 os.makedirs(path, exist_ok=True)
             except OSError:  # the step that needs it will say so
