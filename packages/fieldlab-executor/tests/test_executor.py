@@ -192,6 +192,25 @@ def test_each_shared_step_has_its_own_folder_variables_and_usage(run: Run) -> No
     assert hub.settled("a").usage.cpu > hub.settled("c").usage.cpu
 
 
+def test_the_time_of_shared_steps_is_not_taken_for_the_executors_own(run: Run) -> None:
+    bench = Bench()
+
+    def burn(ctx, before=None):
+        ctx.events.send("here")
+        ctx.events.wait("here", count=4, timeout=30)  # all four at once: more workers than places, some are let go
+        sum(range(15_000_000))
+
+    for number in range(4):
+        shared(bench, f"first{number}", burn, CTX)
+    shared(
+        bench, "last", lambda: sum(range(30_000_000)), needs=tuple(Need(step=f"first{number}") for number in range(4))
+    )
+    hub = run(bench, resources=Resources(cpus=1))
+    used = sum(hub.settled(f"first{number}").usage.cpu for number in range(4))
+    assert used > 0.05
+    assert hub.ended.cpu > 0
+
+
 def test_a_shared_step_that_dies_takes_no_other_with_it(run: Run) -> None:
     bench = Bench(stop_on_failure=False)
     shared(bench, "die", lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -440,8 +440,8 @@ class Supervisor:
         return self._known.names(attempt.job["step"])
 
     def _exited(self, exit_: Exit) -> None:
-        told = self._told_cpu.pop(exit_.pid, 0.0)
-        self.steps_cpu += exit_.cpu - self._workers.ended(exit_.pid) - told
+        self.steps_cpu += exit_.cpu - self._told_cpu.pop(exit_.pid, 0.0)
+        self._workers.ended(exit_.pid)
         attempt = self._by_pid.get(exit_.pid)
         if attempt is None and not any(one.exit is not None for one in self._by_pid.values()):
             return
@@ -460,10 +460,9 @@ class Supervisor:
         self._survivors += [processes.describe(pid) for pid in attempt.survivors]
         if attempt.early and attempt.exit is not None:  # the executor may well end before it hears of the exit
             self.steps_cpu += attempt.exit.cpu
+            self._told_cpu[attempt.pid] = self._told_cpu.get(attempt.pid, 0.0) + attempt.exit.cpu
             if attempt.worker is not None:
-                self._workers.give_back(attempt.worker, attempt.exit.cpu)
-            else:
-                self._told_cpu[attempt.pid] = attempt.exit.cpu
+                self._workers.give_back(attempt.worker)
         if attempt.question is not None:
             self._tell(self._evaluated(attempt, attempt.question))
             return

@@ -26,7 +26,7 @@ class Workers:
         self._most = most
         self._waiting = 0  # jobs that only wait
         self._asked = 0  # children that were asked for and have not come
-        self._counted: dict[int, float] = {}  # the workers by pid: CPU seconds of the jobs that they have done
+        self._pids: set[int] = set()  # of the workers that are alive
         self._idle: deque[Warm] = deque()
         self.takers = Takers()
 
@@ -41,9 +41,8 @@ class Workers:
         self.takers.append(taker)
         self._ask()
 
-    def give_back(self, child: Warm, cpu: float) -> None:
-        """A worker has done its job, which took ``cpu`` seconds, and waits for the next."""
-        self._counted[child.pid] = self._counted.get(child.pid, 0.0) + cpu
+    def give_back(self, child: Warm) -> None:
+        """A worker has done its job, and waits for the next."""
         self._serve(child)
 
     def wait(self, more: int) -> None:
@@ -51,20 +50,19 @@ class Workers:
         self._waiting += more
         self._ask()
 
-    def ended(self, pid: int) -> float:
-        """The process ``pid`` has ended; CPU seconds of it that were counted with its jobs."""
-        cpu = self._counted.pop(pid, None)
-        if cpu is None:
-            return 0.0
+    def ended(self, pid: int) -> None:
+        """The process ``pid`` has ended; it need not have been a worker."""
+        if pid not in self._pids:
+            return
+        self._pids.discard(pid)
         for child in [one for one in self._idle if one.pid == pid]:
             self._idle.remove(child)
             child.close()
         self._ask()
-        return cpu
 
     def lost(self) -> None:
         """The spawner died, and every worker with it; those that were asked for come from its successor."""
-        self._counted.clear()
+        self._pids.clear()
         self.close()
         self._ask()
 
@@ -74,13 +72,13 @@ class Workers:
             self._idle.popleft().close()
 
     def _ask(self) -> None:
-        while self._asked < len(self.takers) and len(self._counted) + self._asked < self._most + self._waiting:
+        while self._asked < len(self.takers) and len(self._pids) + self._asked < self._most + self._waiting:
             self._asked += 1
             self._pool.take(self._arrived)
 
     def _arrived(self, child: Warm) -> None:
         self._asked -= 1
-        self._counted[child.pid] = 0.0
+        self._pids.add(child.pid)
         self._serve(child)
 
     def _serve(self, child: Warm) -> None:
@@ -93,7 +91,7 @@ class Workers:
 
     def _dismiss(self, child: Warm) -> None:
         """Let a worker go: it sees the end of its socket and leaves."""
-        self._counted.pop(child.pid, None)
+        self._pids.discard(child.pid)
         child.close()
 
 
