@@ -10,6 +10,7 @@ from typing import Any
 
 import executor
 import idle
+import ingest
 import scale
 import steps
 from fieldlab_executor import zipapp
@@ -128,4 +129,5 @@ FIGURES: dict[str, Callable[[int, Versions], list[Row]]] = {
     "simulation": scale.simulation,
     "executor": node,
     "idle": idle.idle,
+    "ingest": ingest.ingest,
 }

@@ -29,6 +29,7 @@ ROUNDS = {
     "simulation": (3, 1),
     "executor": (9, 3),
     "idle": (4, 1),
+    "ingest": (5, 1),
 }
 RESULTS = ROOT / "benchmarks" / "results"
 _HEAD = ("figure", "fieldlab", "beside it", "is", "ratio", "aim", "met")
