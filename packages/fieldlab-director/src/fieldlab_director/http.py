@@ -141,11 +141,13 @@ async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     parts = request.stream().__aiter__()
     while True:
         try:
-            yield await asyncio.wait_for(anext(parts), limits.body_silence)
+            async with asyncio.timeout(limits.body_silence):  # not wait_for: it makes a task, for what is mostly there
+                part = await anext(parts)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
             raise Unavailable("The body stopped coming.", advice="Send the rest again.") from error
+        yield part
 
 
 async def _body(request: Request, most: int, limits: Limits) -> bytes:
