@@ -234,15 +234,6 @@ def test_a_silent_server_is_left_at_the_deadline(hostile: Any) -> None:
     one.close()
 
 
-def test_a_server_that_drips_is_left_at_the_deadline_too(hostile: Any, reply: Any) -> None:
-    ticks = iter(range(0, 1000, 4))
-    hostile.script = [reply(200, OK.body, JSON)]
-    late = HttpTransport(hostile.url, clock=lambda: float(next(ticks)))
-    with pytest.raises(e.DirectorTimeout):
-        late.send(build(HEALTH, hostile.url, timeout=3.0))
-    late.close()
-
-
 def test_a_redirect_does_not_get_the_token(hostile: Any, reply: Any, real: Session) -> None:
     hostile.script = [reply(307, b"", {"location": hostile.url + "/elsewhere"})]
     with pytest.raises(e.BadAnswer, match="redirect"):
@@ -255,7 +246,8 @@ def test_an_address_where_nothing_listens_is_unreachable(dead_url: str) -> None:
     with pytest.raises(e.DirectorUnreachable, match="No director answers") as caught:
         one.call("health", p.Health)
     assert "FIELDLAB_ENDPOINT" in str(caught.value)
-    assert caught.value.__cause__ is not None
+    assert caught.value.__context__ is not None  # what httpx2 said, which is not printed
+    assert caught.value.__suppress_context__
 
 
 def test_a_proxy_named_by_the_environment_is_not_asked_for_this_machine(

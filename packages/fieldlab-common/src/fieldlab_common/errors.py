@@ -20,6 +20,7 @@ __all__ = [
     "BadAnswer",
     "BarrierBroken",
     "BlobMismatch",
+    "CertificateRefused",
     "ClaimRefused",
     "ConfigurationError",
     "ConnectorError",
@@ -362,6 +363,13 @@ class DirectorUnreachable(DirectorError):
 
     code = "unreachable"
     retryable = True
+
+
+class CertificateRefused(DirectorUnreachable):
+    """What answers at the endpoint did not prove to be the director: nothing was sent to it."""
+
+    code = "certificate"
+    retryable = False
 
 
 class DirectorTimeout(DirectorError, TimeoutError):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fieldlab_common.errors import BadAnswer as BadAnswer
     from fieldlab_common.errors import BarrierBroken as BarrierBroken
     from fieldlab_common.errors import BlobMismatch as BlobMismatch
+    from fieldlab_common.errors import CertificateRefused as CertificateRefused
     from fieldlab_common.errors import ClaimRefused as ClaimRefused
     from fieldlab_common.errors import ConfigurationError as ConfigurationError
     from fieldlab_common.errors import ConnectorError as ConnectorError
@@ -118,6 +119,7 @@ __all__ = [
     "BadAnswer",
     "BarrierBroken",
     "BlobMismatch",
+    "CertificateRefused",
     "ClaimRefused",
     "Client",
     "CommandFailed",
@@ -222,7 +224,7 @@ _HOMES = {
     "fieldlab_common.environment": "Container Environment Host Requirements Resources Venv",
     "fieldlab_common.errors": (
         "ArgumentError ArtifactNameError AuthenticationError BadAnswer BarrierBroken BlobMismatch "
-        "ClaimRefused ConfigurationError ConnectorError CycleError DefinitionError DirectorError "
+        "CertificateRefused ClaimRefused ConfigurationError ConnectorError CycleError DefinitionError DirectorError "
         "DirectorTimeout DirectorUnreachable DuplicateNameError EventTooLarge ExperimentExists FieldlabError "
         "IllegalState IllegalTransition InternalError InvalidMessage InvalidNameError InvalidRequest "
         "NotEnoughNodes NotFound PermissionDenied PlanError ProtocolMismatch RateLimited ResultNotReady "

@@ -17,14 +17,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from fieldlab_common import errors as e
 from fieldlab_common import wire
-from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, Endpoint, Health, Problem
+from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, PROTOCOLS, Endpoint, Health, Problem
 
 from fieldlab.text import clean, one_line
 
@@ -32,7 +32,20 @@ __all__ = ["Answer", "Request", "Session", "Settings", "Stream", "Transport", "b
 
 T = TypeVar("T")
 MAX_ANSWER = 64 * 1024 * 1024  # a longer JSON answer is refused: pages are bounded by the director far below that
-_GATEWAY = frozenset({502, 503, 504})
+MAX_RETRY_AFTER = 86_400.0  # seconds; who asks for more is not believed
+
+_LATER = "Try again later; if it stays, tell the director's admin."
+_BEFORE = "a proxy stands before a director that does not answer"
+# What proxies say by themselves: a status is all there is to go by.
+_BARE: Mapping[int, tuple[type[e.DirectorError], str, str]] = {
+    401: (e.AuthenticationError, "something asks for authentication", ""),
+    407: (e.DirectorUnreachable, "the proxy on the way asks who you are", "Check HTTPS_PROXY and its password."),
+    413: (e.TooLarge, "a proxy on the way takes no body of that size", "Ask the director's admin to allow more."),
+    429: (e.RateLimited, "a proxy on the way takes no more requests", _LATER),
+    502: (e.Unavailable, _BEFORE, _LATER),
+    503: (e.Unavailable, _BEFORE, _LATER),
+    504: (e.Unavailable, _BEFORE, _LATER),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +105,23 @@ def build(
     body: object = None,
     headers: Mapping[str, str] | None = None,
     timeout: float = 30.0,
+    protocol: int = PROTOCOL,
 ) -> Request:
-    """The request that asks ``row`` of the director at ``base``. Query entries that are None stay out."""
+    """The request that asks ``row`` of the director at ``base``. Query entries that are None stay out.
+
+    Raises:
+        ConfigurationError: the token cannot be one.
+    """
     names = {k: quote(v, safe="") for k, v in (path or {}).items()}
     url = base.rstrip("/") + row.path.format(**names)
     asked = {k: v for k, v in (query or {}).items() if v is not None}
     if asked:
         url += "?" + urlencode(asked)
-    sent = {"accept": f"application/json, {PROBLEM}", "fieldlab-protocol": str(PROTOCOL), **(headers or {})}
+    sent = {"accept": f"application/json, {PROBLEM}", "fieldlab-protocol": str(protocol)}
+    sent["accept-encoding"] = "identity" if row.response is bytes else "gzip"  # a range is of what is stored
+    sent.update(headers or {})
     if token:
-        sent["authorization"] = f"Bearer {token}"
+        sent["authorization"] = f"Bearer {_sendable(token)}"
     data: bytes | None = None
     if row.request is bytes:
         data, sent["content-type"] = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else b"", _BYTES
@@ -111,6 +131,15 @@ def build(
 
 
 _BYTES = "application/octet-stream"
+
+
+def _sendable(token: str) -> str:
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise e.ConfigurationError(
+            "The token has characters that no token has, such as a line break.",
+            advice="Copy it again, without what stands around it.",
+        )
+    return token
 
 
 def parse(row: Endpoint, answer: Answer, base: str) -> Any:
@@ -143,17 +172,10 @@ def check(row: Endpoint, answer: Answer, base: str) -> None:
         raise _redirected(answer, base)
     if _content_type(answer) == PROBLEM:
         raise _problem(row, answer, base)
-    if answer.status in _GATEWAY:
-        raise _with(
-            e.Unavailable(
-                f"{base} answered {answer.status} without a problem document: a proxy stands before a director "
-                f"that does not answer. It said: {_excerpt(answer)}",
-                advice="Try again later; if it stays, tell the director's admin.",
-            ),
-            answer,
-        )
-    if answer.status == 401:
-        raise _with(e.AuthenticationError(f"{base} asks for authentication and did not say more."), answer)
+    if answer.status in _BARE:
+        cls, why, advice = _BARE[answer.status]
+        said = f"{base} answered {answer.status} without a problem document: {why}. It said: {_excerpt(answer)}"
+        raise _with(cls(said, advice=advice), answer)
     raise _foreign(row, answer, base)
 
 
@@ -209,7 +231,7 @@ def _problem(row: Endpoint, answer: Answer, base: str) -> e.FieldlabError:
         cls, text = e.DirectorError, f"{text} (code {clean(problem.code)!r}, unknown to this version)"
     error = cls(text)
     error.advice = clean(problem.advice, lines=True) or cls.default_advice
-    error.details.update(problem.details)
+    error.details.update({k: v for k, v in problem.details.items() if k != "sent"})  # that is for the transport to say
     if isinstance(error, e.DirectorError):
         error.request_id = problem.request_id
         _with(error, answer)
@@ -219,14 +241,11 @@ def _problem(row: Endpoint, answer: Answer, base: str) -> e.FieldlabError:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from a Retry-After header (RFC 9110, section 10.2.3): a number, or a date."""
     value = headers.get("retry-after", "").strip()
-    if value.isdigit():
-        return float(value)
-    if not value:
-        return None
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
         return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)
 
 
 # --- the session ------------------------------------------------------------------------------------------------------
@@ -261,6 +280,7 @@ class Session:
         self.settings = settings or Settings()
         self._clock, self._sleep, self._jitter = clock, sleep, jitter
         self._answered = False
+        self._protocol = PROTOCOL
 
     def call(
         self,
@@ -283,19 +303,24 @@ class Session:
         row = ENDPOINTS[name]
         if wait:
             query = {**(query or {}), "wait": wait}
-        request = build(
-            row,
-            self.base,
-            token=self._token,
-            path=path,
-            query=query,
-            body=body,
-            headers=headers,
-            timeout=self.settings.timeout + wait,
-        )
-        value = self._retrying(
-            lambda: self._once(row, request), safe=row.safe if safe is None else safe, patience=patience
-        )
+
+        def ask() -> Any:
+            return self._once(
+                row,
+                build(
+                    row,
+                    self.base,
+                    token=self._token,
+                    path=path,
+                    query=query,
+                    body=body,
+                    headers=headers,
+                    timeout=self.settings.timeout + wait,
+                    protocol=self._protocol,
+                ),
+            )
+
+        value = self._retrying(ask, safe=row.safe if safe is None else safe, patience=patience)
         assert isinstance(value, response)
         return value
 
@@ -303,7 +328,10 @@ class Session:
         """Ask an endpoint that answers bytes, from ``offset`` on. The caller resumes after a cut."""
         headers = {"range": f"bytes={offset}-"} if offset else {}
         row = ENDPOINTS[name]
-        request = build(row, self.base, token=self._token, path=path, headers=headers, timeout=self.settings.timeout)
+        timeout, protocol = self.settings.timeout, self._protocol
+        request = build(
+            row, self.base, token=self._token, path=path, headers=headers, timeout=timeout, protocol=protocol
+        )
         return self._transport.stream(request)
 
     def retrying(self, attempt: Callable[[], T], *, patience: float | None = None) -> T:
@@ -316,23 +344,31 @@ class Session:
 
     def _once(self, row: Endpoint, request: Request) -> Any:
         answer = self._transport.send(request)
-        self._answered = self._answered or answer.status < 500
+        self._answered = self._answered or answer.status < 500 or _content_type(answer) == PROBLEM
         try:
             return parse(row, answer, self.base)
-        except e.BadAnswer as error:
-            self._explain_version(row, error)
+        except (e.BadAnswer, e.ProtocolMismatch) as error:
+            again = row.safe or isinstance(error, e.ProtocolMismatch)  # refused: nothing was done
+            if row.name != "health" and self._settle_protocol(error) and again:
+                return parse(row, self._transport.send(_speaking(request, self._protocol)), self.base)
             raise
 
-    def _explain_version(self, row: Endpoint, cause: e.BadAnswer) -> None:
-        """Raise ProtocolMismatch if that is why an answer could not be read; else return."""
-        if row.name == "health":
-            return
+    def _settle_protocol(self, cause: e.DirectorError) -> bool:
+        """Find out whether an answer could not be had, or read, for the version of the protocol that was spoken.
+
+        True: there is a better one, which is spoken from now on. False: that was not it.
+
+        Raises:
+            ProtocolMismatch: director and client have none in common.
+        """
         probe = ENDPOINTS["health"]
         try:
             health = parse(probe, self._transport.send(build(probe, self.base, timeout=5.0)), self.base)
         except e.FieldlabError:
-            return
-        require_protocol(health, self.base, cause)
+            return False
+        common = require_protocol(health, self.base, cause)
+        was, self._protocol = self._protocol, common
+        return was != common
 
     def _retrying(self, attempt: Callable[[], T], *, safe: bool, patience: float | None) -> T:
         limit = self.settings.patience if patience is None else patience
@@ -360,16 +396,25 @@ class Session:
         return grown * (0.5 + 0.5 * self._jitter())
 
 
-def require_protocol(health: Health, base: str, cause: Exception | None = None) -> None:
-    """Raise ProtocolMismatch unless the director speaks this release's protocol."""
-    if PROTOCOL in health.protocols:
-        return
-    theirs = ", ".join(map(str, health.protocols)) or "none"
-    newer = bool(health.protocols) and min(health.protocols) > PROTOCOL
+def require_protocol(health: Health, base: str, cause: Exception | None = None) -> int:
+    """The newest version of the protocol that both the director and this client speak.
+
+    Raises:
+        ProtocolMismatch: there is none.
+    """
+    common = set(PROTOCOLS) & set(health.protocols)
+    if common:
+        return max(common)
+    theirs, ours = (", ".join(map(str, sorted(some))) or "none" for some in (health.protocols, PROTOCOLS))
+    newer = bool(health.protocols) and min(health.protocols) > max(PROTOCOLS)
     raise e.ProtocolMismatch(
-        f"The director at {base} ({clean(health.version)}) speaks protocol {theirs}; this client speaks {PROTOCOL}.",
+        f"The director at {base} ({clean(health.version)}) speaks protocol {theirs}; this client speaks {ours}.",
         advice="Upgrade fieldlab here." if newer else "Ask the director's admin to upgrade it, or use an older client.",
     ) from cause
+
+
+def _speaking(request: Request, protocol: int) -> Request:
+    return replace(request, headers={**request.headers, "fieldlab-protocol": str(protocol)})
 
 
 def is_loopback(base: str) -> bool:
