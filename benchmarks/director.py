@@ -13,8 +13,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -116,32 +116,33 @@ def _python() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-@asynccontextmanager
-async def launched(client: fl.Client, name: str, dag: fl.DAG, nodes: int) -> AsyncIterator[Launches]:
-    """Submit ``dag`` for so many simulated nodes; the launches, as the director gives them."""
+@contextmanager
+def simulated(client: fl.Client, nodes: int) -> Iterator[Simulation]:
+    """Attach so many nodes, and play what is launched on them."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
         path = f"{folder}/launches"  # not below the checkout: the path of a socket has 107 characters at most
         inbox.bind(path)
         inbox.setblocking(False)
-        spec = Simulated(nodes=nodes, python=(_python(),), socket=path)
-        await asyncio.to_thread(client.infrastructures.attach, "simulated", spec)
-        pool = [node for node in client.nodes() if node.infrastructure == "simulated"]
-        run = await asyncio.to_thread(client.submit, fl.Experiment(name).map(dag, pool))
-        yield Launches(inbox, run, nodes)
+        client.infrastructures.attach("simulated", Simulated(nodes=nodes, python=(_python(),), socket=path))
+        yield Simulation([node for node in client.nodes() if node.infrastructure == "simulated"], inbox)
 
 
-class Launches:
-    """The launches of a ``run``: iterate once."""
+class Simulation:
+    """The ``nodes`` that are played, and what is launched on them."""
 
-    def __init__(self, inbox: socket.socket, run: fl.Run, count: int) -> None:
-        self.run, self._inbox, self._count = run, inbox, count
+    def __init__(self, nodes: list[fl.Node], inbox: socket.socket) -> None:
+        self.nodes, self._inbox = nodes, inbox
 
-    async def __aiter__(self) -> AsyncIterator[Launch]:
-        loop = asyncio.get_running_loop()
-        for _ in range(self._count):
-            async with asyncio.timeout(WAIT):
-                data = await loop.sock_recv(self._inbox, 65536)
-            yield wire.loads(Launch, data)
+    async def launch(self) -> Launch:
+        """The next launch."""
+        async with asyncio.timeout(WAIT):
+            return wire.loads(Launch, await asyncio.get_running_loop().sock_recv(self._inbox, 65536))
+
+    def forget(self) -> None:
+        """Pass over what was launched so far."""
+        with suppress(BlockingIOError):
+            while self._inbox.recv(65536):
+                pass
 
 
 class Connection:

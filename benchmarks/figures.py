@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import crowd
 import executor
+import hops
 import idle
 import ingest
 import scale
 import steps
+import warm
 from fieldlab_executor import zipapp
 from measure import (
     Row,
@@ -130,4 +133,8 @@ FIGURES: dict[str, Callable[[int, Versions], list[Row]]] = {
     "executor": node,
     "idle": idle.idle,
     "ingest": ingest.ingest,
+    "events": hops.events,
+    "fleet": crowd.fleet,
+    "submit": warm.submit,
+    "restart": crowd.restart,
 }

@@ -62,8 +62,9 @@ def ingest(rounds: int, versions: Versions) -> list[Row]:
 
 async def _measure(director: d.Embedded, client: fl.Client, rounds: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"ours": [], "sqlite": [], "count": [], "cpu": 0.0}
-    async with d.launched(client, "ingest", programs.one_step(), SINGLES) as launches:
-        executors = [d.Played(launch) async for launch in launches]
+    with d.simulated(client, SINGLES) as lab:
+        client.submit(fl.Experiment("ingest").map(programs.one_step(), lab.nodes))
+        executors = [d.Played(await lab.launch()) for _ in range(SINGLES)]
         for executor in executors:
             await executor.claim()
         for number in range(rounds):

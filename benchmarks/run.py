@@ -30,6 +30,10 @@ ROUNDS = {
     "executor": (9, 3),
     "idle": (4, 1),
     "ingest": (5, 1),
+    "events": (5, 1),
+    "fleet": (1, 0),
+    "submit": (20, 5),
+    "restart": (1, 0),
 }
 RESULTS = ROOT / "benchmarks" / "results"
 _HEAD = ("figure", "fieldlab", "beside it", "is", "ratio", "aim", "met")
