@@ -1,7 +1,13 @@
 """What every endpoint shares: problems, ids, limits, forms."""
 
+import gzip
+import tracemalloc
+import zlib
+
 import pytest
+from fieldlab_common.errors import TooLarge
 from fieldlab_common.protocol import ENDPOINTS
+from fieldlab_director.encoding import opener
 
 
 def test_health_and_the_executor_are_for_anyone(lab):
@@ -40,6 +46,52 @@ def test_a_body_over_the_limit_is_refused_and_the_connection_goes_on(ada):
     answer = ada.http.post("/v1/experiments", content=b" " * (2 * 1024 * 1024))
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert ada.http.get("/v1/me").status_code == 200
+
+
+def test_a_body_may_come_compressed(ada):
+    for encoding, packed in (("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)):
+        body = packed(b'{"digests": ["' + b"0" * 64 + b'"]}')
+        answer = ada.http.post("/v1/blobs/missing", content=body, headers={"Content-Encoding": encoding})
+        assert answer.json() == {"digests": ["0" * 64]}, answer.text
+
+
+def test_a_body_that_grows_a_thousandfold_is_refused_at_its_limit(ada):
+    bomb = gzip.compress(bytes(50_000_000), 9)  # fifty kilobytes on the line
+    answer = ada.http.post("/v1/blobs/missing", content=bomb, headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert ada.http.get("/v1/me").status_code == 200
+
+
+def test_opening_a_body_takes_no_more_memory_than_its_limit():
+    bomb = gzip.compress(bytes(100_000_000), 9)
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        opener("gzip", 1_000_000)(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "code"),
+    [
+        (b"{}", "br", 415, "unsupported_encoding"),
+        (gzip.compress(gzip.compress(b"{}")), "gzip, gzip", 415, "unsupported_encoding"),
+        (b"{}", "gzip", 422, "invalid_request"),
+        (gzip.compress(b"{}")[:-3], "gzip", 422, "invalid_request"),
+        (gzip.compress(b"{}") + b"more", "gzip", 422, "invalid_request"),
+        (b"", "gzip", 422, "invalid_request"),
+    ],
+)
+def test_a_body_that_is_not_what_its_encoding_says_is_refused(ada, body, encoding, status, code):
+    answer = ada.http.post("/v1/blobs/missing", content=body, headers={"Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_the_bytes_of_a_blob_come_as_they_are(ada):
+    path = "/v1/blobs/" + "0" * 64
+    headers = {"Content-Encoding": "gzip"}
+    answer = ada.http.put(path, params={"offset": 0, "size": 2}, content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from fieldlab_common.errors import InvalidMessage
 from fieldlab_common.protocol import Lane
 from fieldlab_common.wire import MAX_FRAME, unframe
-from fieldlab_executor.journal import Batch, Files, Journal, JournalError, JournalFull
+from fieldlab_executor.journal import SYNC_EVERY, Batch, Files, Journal, JournalError, JournalFull
 
 CONTROL, BULK = Lane.CONTROL, Lane.BULK
 DEADLINE = 20.0
@@ -122,6 +122,47 @@ def test_what_comes_during_a_sync_is_synced_by_one_more(path: str) -> None:
     disk.may_sync.set()
     assert journal.sync(DEADLINE)
     assert disk.syncs <= 2
+    journal.close()
+
+
+def test_a_sync_of_logs_that_takes_long_does_not_hold_up_control(path: str) -> None:
+    class SlowForLogs(Disk):
+        def open(self, path: str) -> int:
+            descriptor = super().open(path)
+            if BULK.value in path.split(os.sep):
+                self.logs = descriptor
+            return descriptor
+
+        def sync(self, descriptor: int) -> None:
+            if descriptor == self.logs:
+                at_it.set()
+                assert go_on.wait(DEADLINE)
+            super().sync(descriptor)
+
+    at_it, go_on = threading.Event(), threading.Event()
+    journal = Journal(path, files=SlowForLogs())
+    synced = queue.Queue[tuple[Lane, int]]()
+    journal.listen(lambda *what: synced.put(what))
+    journal.append(BULK, b"x")
+    assert at_it.wait(DEADLINE)
+    journal.append(CONTROL, b"x")
+    assert synced.get(timeout=DEADLINE) == (CONTROL, 1)
+    assert journal.synced(BULK) == 0
+    go_on.set()
+    assert synced.get(timeout=DEADLINE) == (BULK, 1)
+    journal.close()
+
+
+def test_what_somebody_waits_for_is_synced_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SYNC_EVERY, CONTROL, 1e6)
+    journal = Journal(path)
+    synced = queue.Queue[int]()
+    journal.listen(lambda lane, number: synced.put(number))
+    for number in (1, 2, 3):
+        journal.append(CONTROL, b"x")
+        journal.hurry(CONTROL)
+        while synced.get(timeout=DEADLINE) < number:
+            pass
     journal.close()
 
 

@@ -1,5 +1,6 @@
 """The session with the director, against a director in memory that can be away, slow or wrong."""
 
+import contextlib
 import hashlib
 import os
 import queue
@@ -23,10 +24,11 @@ from fieldlab_common.protocol import (
     Lane,
     Poll,
     Problem,
+    Record,
     Refusal,
     Tagged,
 )
-from fieldlab_common.wire import dumps, unframe
+from fieldlab_common.wire import dumps, loads, unframe
 from fieldlab_executor.journal import Journal
 from fieldlab_executor.link import (
     Acked,
@@ -43,6 +45,7 @@ from fieldlab_executor.transport import Answer, FileBody, Sink
 
 CONTROL, BULK = Lane.CONTROL, Lane.BULK
 DEADLINE = 20.0
+DAY = 1_000_000 if os.environ.get("FIELDLAB_TEST_LONG") else 150_000  # log records
 JSON = {"content-type": "application/json"}
 SPEC = DeploymentSpec(name="d", node="n", environment=Tagged(kind="host"), graph="g")
 
@@ -167,6 +170,32 @@ class Director:
             for name, value in values.items():
                 setattr(self, name, value)
             self.lock.notify_all()
+
+
+class Shredder(Director):
+    """Takes every record, counts it, and keeps none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = self.gaps = self.through = 0
+
+    def on_report(self, path: Any, query: Any, body: bytes, start: int, sink: Any) -> Ack:
+        for number, record, _ in unframe(body):
+            gap = loads(Record, record).body if record.startswith(b'{"kind":"gap"') else None
+            assert (gap["first"] if gap else number) == self.through + 1
+            self.taken += gap is None
+            self.gaps += number - self.through if gap else 0
+            self.through = number
+        return Ack(acked=self.through)
+
+
+def on_disk(folder: Path) -> int:
+    """The bytes of all files, some of which may go while they are counted."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def problem(error: e.DirectorError) -> Answer:
@@ -321,6 +350,36 @@ def test_a_director_that_acknowledges_nothing_is_asked_again_with_pauses(stage: 
     stage.acked(CONTROL, 3)
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["there", "away for half of it"])
+def test_a_day_of_log_records_stays_within_its_quota_on_the_node(tmp_path: Path, away: bool) -> None:
+    segment, quota, count = 256 * 1024, 4 * 1024 * 1024, DAY
+    director = Shredder()
+    director.away = away
+    items: queue.Queue[Item] = queue.Queue()
+    pace = Pace(first=0.001, most=0.01, bulk_every=0.0, batch=segment)
+    record = dumps(Record(kind="log", at=1.0, body={"step": "s", "text": "x" * 40}))
+    most = 0
+    with contextlib.ExitStack() as stack:
+        path = tmp_path / "journal"
+        journal = stack.enter_context(
+            contextlib.closing(Journal(str(path), segment_bytes=segment, quota=quota, reserve=0))
+        )
+        link = stack.enter_context(contextlib.closing(Link(director, journal, items.put, pace=pace)))
+        link.start()
+        for number in range(1, count + 1):
+            journal.append(BULK, record)
+            if number % 5_000 == 0:
+                director.away = away and number < count // 2
+                while not director.away and journal.acked(BULK) < number - 30_000:  # no faster than they are taken
+                    items.get(timeout=DEADLINE)
+                most = max(most, on_disk(path))
+        assert link.drain(60)
+    assert most <= quota + 2 * segment
+    assert director.through == count
+    assert (director.gaps > 0) is away
+    assert director.taken + director.gaps == count
+
+
 def test_a_proxy_with_a_small_limit_gets_small_batches(make: Callable[..., Stage]) -> None:
     stage = make()
     for _ in range(20):
@@ -330,6 +389,14 @@ def test_a_proxy_with_a_small_limit_gets_small_batches(make: Callable[..., Stage
     stage.link.start()
     stage.acked(CONTROL, 20)
     assert max(count for _, count in stage.director.batches) <= 5
+
+
+def test_logs_that_come_faster_than_one_upload_takes_them_are_not_waited_with(make: Callable[..., Stage]) -> None:
+    stage = make(bulk_every=1e6)
+    stage.write(BULK, 100)  # of several segments
+    stage.link.start()
+    stage.acked(BULK, 100)
+    assert len(stage.director.batches) > 5
 
 
 def test_nothing_is_shipped_while_it_is_held(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import queue
 import socket
 import ssl
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,26 @@ def test_a_body_is_sent_with_its_type_and_counted(server: Server, http_: HttpTra
     assert b"Content-Type: application/octet-stream\r\n" in head
     assert 1000 < answer.sent < 1500
     assert 12 < answer.received < 200
+
+
+def test_a_long_body_goes_compressed(server: Server, http_: HttpTransport) -> None:
+    server.answer("200 OK", b'{"acked": 1}')
+    answer = http_.request("report", query={"lane": "bulk"}, body=b"line\n" * 10_000, timeout=DEADLINE)
+    head, body = server.requests.get()
+    assert b"Content-Encoding: gzip\r\n" in head
+    assert zlib.decompress(body, 31) == b"line\n" * 10_000
+    assert answer.sent < 1500
+
+
+def test_where_compression_is_refused_it_is_done_without_from_then_on(server: Server, http_: HttpTransport) -> None:
+    server.answer("415 Unsupported Media Type", b"<html>proxy</html>", "text/html")
+    for _ in range(2):
+        server.answer("200 OK", b'{"acked": 1}')
+        answer = http_.request("report", query={"lane": "bulk"}, body=b"line\n" * 10_000, timeout=DEADLINE)
+        assert answer.status == 200
+    encoded, *plain = [server.requests.get() for _ in range(3)]
+    assert b"Content-Encoding" in encoded[0]
+    assert [(b"Content-Encoding" in head, len(body)) for head, body in plain] == [(False, 50_000)] * 2
 
 
 def test_a_connection_is_used_again(server: Server, http_: HttpTransport) -> None:

@@ -55,6 +55,7 @@ __all__ = [
     "UnknownConnector",
     "UnknownNameError",
     "UnpicklableError",
+    "UnsupportedEncoding",
     "UnsupportedError",
     "UntrustedValue",
     "WaitTimeout",
@@ -319,6 +320,13 @@ class TooLarge(DirectorError):
 
     code = "too_large"
     status = 413
+
+
+class UnsupportedEncoding(DirectorError):
+    """A body is compressed in a way that the director, or a proxy before it, does not take. Send it as it is."""
+
+    code = "unsupported_encoding"
+    status = 415
 
 
 class EventTooLarge(TooLarge):

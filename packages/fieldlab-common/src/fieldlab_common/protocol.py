@@ -317,6 +317,7 @@ COMMON_ERRORS: tuple[type[e.FieldlabError], ...] = (
     e.AuthenticationError,
     e.InvalidRequest,
     e.TooLarge,
+    e.UnsupportedEncoding,
     e.RateLimited,
     e.InternalError,
     e.Unavailable,

@@ -24,7 +24,6 @@ from fieldlab_common.errors import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
-    TooLarge,
     Unavailable,
 )
 from fieldlab_common.protocol import ENDPOINTS, PROBLEM, Caller, Endpoint, Problem
@@ -34,6 +33,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from fieldlab_director.encoding import opener
 from fieldlab_director.openapi import openapi
 from fieldlab_director.services.desk import Ask, Bytes, Desk
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
@@ -120,7 +120,9 @@ async def _decode(
     limits: Limits,
 ) -> Ask:
     raw = b""
-    if row.request is not None and row.name != "put_blob":  # the bytes of a blob are never gathered in memory
+    if row.name == "put_blob":  # its bytes are never gathered in memory, and are hashed as they come
+        opener(request.headers.get("content-encoding", ""), 0, {})
+    elif row.request is not None:
         raw = await _body(request, limits.report_body if row.request is bytes else limits.json_body, limits)
     start, end = _range(request) if row.response is bytes else (0, None)
     return Ask(
@@ -151,14 +153,9 @@ async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
 
 
 async def _body(request: Request, most: int, limits: Limits) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in _stream(request, limits):
-        size += len(part)
-        if size > most:
-            raise TooLarge(f"The body is over the limit of {most} bytes.")
-        parts.append(part)
-    return b"".join(parts)
+    opened = opener(request.headers.get("content-encoding", ""), most)
+    parts = [opened(part) async for part in _stream(request, limits) if part]
+    return b"".join([*parts, opened(b"")])
 
 
 def _message(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:

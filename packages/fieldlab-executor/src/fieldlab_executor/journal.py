@@ -2,8 +2,8 @@
 
 Two lanes, control and bulk (``protocol.Lane``), each a folder of segments of framed records (``wire.frame``), named
 after the number of their first record. ``append`` writes at once, so that what was appended survives the death of the
-process; one background thread syncs in groups, so that it survives the death of the node, and only what is synced is
-handed out by ``read``. Acknowledged segments are deleted, but the last one: its name carries the numbers on.
+process; a background thread for each lane syncs in groups, so that it survives the death of the node, and only what is
+synced is handed out by ``read``. Acknowledged segments are deleted, but the last one: its name carries the numbers on.
 
 What always holds: numbers only grow, and are never used twice by one journal id; a number that is not on disk any more
 is read as part of a gap record. A gap needs no entry of its own: it is where a segment begins later than the one before
@@ -30,7 +30,8 @@ __all__ = ["Batch", "Files", "Journal", "JournalError", "JournalFull"]
 SEGMENT_BYTES = 1024 * 1024
 BULK_QUOTA = 256 * 1024 * 1024
 CONTROL_RESERVE = 4 * 1024 * 1024
-SYNC_EVERY = {Lane.CONTROL: 0.01, Lane.BULK: 0.1}  # seconds; the first record after a pause is synced at once
+# Seconds between two syncs; the first record after a pause is synced at once, and so is what somebody waits for.
+SYNC_EVERY = {Lane.CONTROL: 0.01, Lane.BULK: 0.1}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SUFFIX = ".seg"
 
@@ -109,6 +110,7 @@ class _Spool:
 
     lane: Lane
     path: str
+    news: threading.Condition  # wakes its syncing thread
     segments: list[_Segment] = field(default_factory=list)
     written: int = 0  # the last number given out
     synced: int = 0
@@ -118,6 +120,7 @@ class _Spool:
     gap: int = 0
     dirty: bool = False  # something was appended since the last sync began
     pending: set[int] = field(default_factory=set)  # descriptors to be synced
+    closing: list[int] = field(default_factory=list)  # that only the syncing thread closes, when it has synced them
     new_names: bool = False  # the folder has entries that are not synced
     due: float = 0.0  # not synced again before
     place: tuple[int, str, int] = (0, "", 0)  # where the last read ended: number, file, offset
@@ -152,7 +155,6 @@ class Journal:
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._closing: list[int] = []  # descriptors that only the syncing thread closes
         self._listeners: list[Callable[[Lane, int], None]] = []
         self._fault: OSError | None = None
         self._closed = False
@@ -163,8 +165,13 @@ class Journal:
         except OSError as error:
             raise JournalError(f"The journal in {path} cannot be opened: {error}.") from error
         self._make_reserve()
-        self._thread = threading.Thread(target=self._sync_loop, name="journal", daemon=True)
-        self._thread.start()
+        # A thread each: on a slow disk the sync of a megabyte of logs takes long, and no event is to wait for it.
+        self._threads = [
+            threading.Thread(target=self._sync_loop, args=(spool,), name=f"journal-{lane.value}", daemon=True)
+            for lane, spool in self._spools.items()
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # --- what the supervisor and the link call
 
@@ -186,8 +193,15 @@ class Journal:
             self._store(spool, frame(spool.written, record))
             if not spool.dirty:
                 spool.dirty = True
-                self._wake.notify_all()
+                spool.news.notify()
             return spool.written
+
+    def hurry(self, lane: Lane) -> None:
+        """Have what was appended to the lane synced now, not with what comes in the next moments."""
+        spool = self._spools[lane]
+        with spool.news:
+            spool.due = 0.0
+            spool.news.notify()
 
     def synced(self, lane: Lane) -> int:
         """The number up to which the lane is on disk."""
@@ -205,7 +219,7 @@ class Journal:
             return self._spools[lane].acked
 
     def listen(self, listener: Callable[[Lane, int], None]) -> None:
-        """Have ``listener(lane, number)`` called, by the syncing thread, whenever a lane was synced up to ``number``.
+        """Have ``listener(lane, number)`` called, by a syncing thread, whenever a lane was synced up to ``number``.
 
         It is also called, with the number as it was, when the disk fails: the next call here raises then.
         """
@@ -218,7 +232,7 @@ class Journal:
             targets = [(spool, spool.written) for spool in self._spools.values()]
             for spool in self._spools.values():
                 spool.due = 0.0
-            self._wake.notify_all()
+                spool.news.notify()
             done = self._wake.wait_for(
                 lambda: self._fault is not None or all(spool.synced >= number for spool, number in targets), timeout
             )
@@ -244,6 +258,12 @@ class Journal:
             spool.place = (batch.last, path, offset)
             return batch
 
+    def behind(self, lane: Lane, after: int) -> bool:
+        """Whether what follows on ``after`` has grown beyond one segment."""
+        with self._lock:
+            segments = self._spools[lane].segments
+            return bool(segments) and segments[-1].first > after
+
     def acknowledge(self, lane: Lane, number: int) -> None:
         """Note that everything up to ``number`` is the director's, and delete the segments that nobody needs now."""
         with self._lock:
@@ -264,15 +284,17 @@ class Journal:
         """Sync what is left, and let go of the files."""
         with self._wake:
             self._closed = True
-            self._wake.notify_all()
-        self._thread.join()
+            for spool in self._spools.values():
+                spool.news.notify()
+        for thread in self._threads:
+            thread.join()
         for spool in self._spools.values():
-            self._closing += [s.descriptor for s in spool.segments if s.descriptor is not None]
+            spool.closing += [s.descriptor for s in spool.segments if s.descriptor is not None]
             for segment in spool.segments:
                 segment.descriptor = None
-        for descriptor in self._closing:
-            os.close(descriptor)
-        self._closing = []
+            for descriptor in spool.closing:
+                os.close(descriptor)
+            spool.closing = []
 
     # --- opening
 
@@ -294,7 +316,7 @@ class Journal:
         return made
 
     def _open(self, lane: Lane) -> _Spool:
-        spool = _Spool(lane, os.path.join(self._path, lane.value))
+        spool = _Spool(lane, os.path.join(self._path, lane.value), threading.Condition(self._lock))
         os.makedirs(spool.path, mode=0o700, exist_ok=True)
         spool.acked, spool.dropped = _read_acked(spool.path)
         names = sorted(n for n in os.listdir(spool.path) if n.endswith(_SUFFIX) and n[: -len(_SUFFIX)].isdigit())
@@ -375,7 +397,7 @@ class Journal:
             path = os.path.join(spool.path, f"{spool.written:016d}{_SUFFIX}")
             segment = _Segment(path, spool.written, spool.written - 1, descriptor=self._files.open(path))
             if last is not None and last.descriptor is not None:
-                self._closing.append(last.descriptor)
+                spool.closing.append(last.descriptor)
                 last.descriptor = None
             spool.segments.append(segment)
             spool.new_names = True
@@ -405,7 +427,7 @@ class Journal:
         spool.segments.remove(segment)
         spool.size -= segment.size
         if segment.descriptor is not None:
-            self._closing.append(segment.descriptor)
+            spool.closing.append(segment.descriptor)
             segment.descriptor = None
         self._files.remove(segment.path)
 
@@ -435,47 +457,43 @@ class Journal:
         body = encode(GapRecord(first=first, last=last, bytes=size))
         return dumps(Record(kind="gap", at=self._clock(), body=body))
 
-    # --- the syncing thread
+    # --- the syncing threads, one for each lane
 
-    def _sync_loop(self) -> None:
-        while (spool := self._next_spool()) is not None:
+    def _sync_loop(self, spool: _Spool) -> None:
+        while self._wait_until_due(spool):
             with self._wake:
                 pending, spool.pending = spool.pending, set()
-                closing, self._closing = self._closing, []
+                closing, spool.closing = spool.closing, []
                 target, spool.dirty = spool.written, False
                 folder, spool.new_names = spool.path if spool.new_names else None, False
+                spool.due = float("inf")  # a hurry that comes during the sync is for what comes during the sync
             fault = self._sync_files(pending, folder)
             with self._wake:
                 if fault is None:
                     spool.synced = target
                 else:
                     self._fault = fault
-                spool.due = time.monotonic() + SYNC_EVERY[spool.lane]
+                spool.due = min(spool.due, time.monotonic() + SYNC_EVERY[spool.lane])
                 synced, listeners = spool.synced, list(self._listeners)
-                # A descriptor of the other lane may be closed only once that lane has synced it.
-                waiting = {fd for other in self._spools.values() for fd in other.pending}
-                self._closing += [fd for fd in closing if fd in waiting]
                 self._wake.notify_all()
             for descriptor in closing:
-                if descriptor not in waiting:
-                    os.close(descriptor)
+                os.close(descriptor)
             for listener in listeners:
                 listener(spool.lane, synced)
             if fault is not None:
                 return
 
-    def _next_spool(self) -> _Spool | None:
-        """Wait for a lane that is to be synced, control first; None: the journal is closed and all is synced."""
-        with self._wake:
+    def _wait_until_due(self, spool: _Spool) -> bool:
+        """Wait until the lane is to be synced; False: the journal is closed and all of it is."""
+        with spool.news:
             while True:
-                dirty = [spool for spool in self._spools.values() if spool.dirty or spool.pending]
+                dirty = spool.dirty or spool.pending
                 now = time.monotonic()
-                for spool in dirty:
-                    if self._closed or spool.due <= now:
-                        return spool
+                if dirty and (self._closed or spool.due <= now):
+                    return True
                 if self._closed:
-                    return None
-                self._wake.wait(min(spool.due for spool in dirty) - now if dirty else None)
+                    return False
+                spool.news.wait(spool.due - now if dirty else None)
 
     def _sync_files(self, descriptors: set[int], folder: str | None) -> OSError | None:
         try:

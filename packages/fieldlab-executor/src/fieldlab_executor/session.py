@@ -101,7 +101,14 @@ class Session:
         processes.become_subreaper()
         env = {**os.environ, "FIELDLAB_DEPLOYMENT": f"{launch.experiment}/{launch.deployment}"}
         self._supervisor = Supervisor(
-            folder, self._loop, env, append=self._append, announce=self._announce, hold=self._hold, done=self._finished
+            folder,
+            self._loop,
+            env,
+            append=self._append,
+            announce=self._announce,
+            hurry=lambda: self._journal.hurry(Lane.CONTROL),
+            hold=self._hold,
+            done=self._finished,
         )
         self._supervisor.warm_up(sys.executable, self._site)  # before there are threads: it forks
         self._journal = Journal(str(folder / "journal"))

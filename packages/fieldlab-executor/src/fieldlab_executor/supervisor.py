@@ -75,7 +75,8 @@ class Supervisor:
     """One deployment's run.
 
     ``append`` puts a record (of a step, or of none) into a lane of the journal and returns its number; ``announce``
-    has a file sent; ``hold`` has the link keep still, or even silent; ``done`` hears how it ended.
+    has a file sent; ``hurry`` has what is in the control lane go out at once, for somebody waits for it; ``hold`` has
+    the link keep still, or even silent; ``done`` hears how it ended.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Supervisor:
         *,
         append: Callable[[Lane, bytes, str], int],
         announce: Callable[[Upload], None],
+        hurry: Callable[[], None],
         hold: Callable[[bool, bool], None],
         done: Callable[[Finished], None],
     ) -> None:
@@ -98,6 +100,7 @@ class Supervisor:
         self._env = env
         self._append = append
         self._announce_upload = announce
+        self._hurry = hurry
         self._hold = hold
         self._done = done
         self._epoch = time.time() - time.monotonic()  # one steady clock, in seconds since the epoch
@@ -420,6 +423,7 @@ class Supervisor:
         """Put an event into the journal, and into the log of this node at once."""
         step, iteration = attempt.job["step"], attempt.job["iteration"] or 0
         number = self.record("event", EventRecord(name=name, data=data, step=step, iteration=iteration))
+        self._hurry()
         event = Event(
             name=name,
             data=data,

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from fieldlab_common.errors import UnknownConnector as UnknownConnector
     from fieldlab_common.errors import UnknownNameError as UnknownNameError
     from fieldlab_common.errors import UnpicklableError as UnpicklableError
+    from fieldlab_common.errors import UnsupportedEncoding as UnsupportedEncoding
     from fieldlab_common.errors import UnsupportedError as UnsupportedError
     from fieldlab_common.errors import UntrustedValue as UntrustedValue
     from fieldlab_common.errors import WaitTimeout as WaitTimeout
@@ -182,6 +183,7 @@ __all__ = [
     "UnknownConnector",
     "UnknownNameError",
     "UnpicklableError",
+    "UnsupportedEncoding",
     "UnsupportedError",
     "UntrustedValue",
     "Venv",
@@ -229,7 +231,7 @@ _HOMES = {
         "IllegalState IllegalTransition InternalError InvalidMessage InvalidNameError InvalidRequest "
         "NotEnoughNodes NotFound PermissionDenied PlanError ProtocolMismatch RateLimited ResultNotReady "
         "RunFailed SelectionError StepFailed StepMisuseError TooLarge Unavailable UnknownConnector "
-        "UnknownNameError UnpicklableError UnsupportedError UntrustedValue WaitTimeout"
+        "UnknownNameError UnpicklableError UnsupportedEncoding UnsupportedError UntrustedValue WaitTimeout"
     ),
     "fieldlab_common.events": "Event",
     "fieldlab_common.experiment": "Experiment",
