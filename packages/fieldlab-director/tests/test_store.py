@@ -1,28 +1,18 @@
-"""The store: groups of commands, each alone with its error; migrations; the states' one way in."""
+"""The store: groups of commands, each alone with its error; the states' one way in. On each kind of database."""
 
 import asyncio
 import threading
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from fieldlab_common.errors import ConfigurationError, IllegalTransition, Unavailable
 from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
-from fieldlab_director.store import migrations, queries, schema
+from fieldlab_director.store import queries, schema
 from fieldlab_director.store.base import Notifier
-from fieldlab_director.store.sqlite import SqliteStore, engine_for_migration
 from fieldlab_director.store.states import set_deployment_state
 
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "d.db"
-    engine = engine_for_migration(path)
-    migrations.upgrade(engine)
-    engine.dispose()
-    return path
+sqlite_only = pytest.mark.parametrize("database", ["memory", "sqlite"], indirect=True)
 
 
 def add(name):
@@ -33,11 +23,11 @@ def names(tx):
     return set(tx.all(sa.select(schema.meta.c.name), lambda name: name))
 
 
-def run(path, scenario):
+def run(database, scenario):
     """Run ``scenario(store)`` on an event loop of its own."""
 
     async def main():
-        store = SqliteStore(path)
+        store = await database.open()
         try:
             return await scenario(store)
         finally:
@@ -47,35 +37,12 @@ def run(path, scenario):
 
 
 def hold(store):
-    """Keep the writer busy until the returned event is set, so that what follows is one group."""
+    """Keep a writer busy until the returned event is set, so that with SQLite what follows is one group."""
     go = threading.Event()
     return asyncio.ensure_future(store.write(lambda tx: go.wait(20))), go
 
 
-def test_the_migrations_make_the_tables_of_the_schema(path):
-    engine = engine_for_migration(path)
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, schema.metadata) == []
-    engine.dispose()
-
-
-def test_a_database_of_a_newer_release_is_refused(path):
-    engine = engine_for_migration(path)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(ConfigurationError, match="newer release"):
-        migrations.upgrade(engine)
-    engine.dispose()
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path):
-    (tmp_path / "d.db").write_text("this is not a database, and long enough to be read as one " * 20)
-    with pytest.raises(ConfigurationError, match="cannot be used"):
-        engine_for_migration(tmp_path / "d.db")
-
-
-def test_a_command_that_fails_is_undone_alone(path):
+def test_a_command_that_fails_is_undone_alone(database):
     def broken(tx):
         add("half")(tx)
         raise ZeroDivisionError
@@ -89,12 +56,13 @@ def test_a_command_that_fails_is_undone_alone(path):
         await busy
         return await results, await store.read(names)
 
-    results, stored = run(path, scenario)
+    results, stored = run(database, scenario)
     assert [type(r) for r in results] == [int, ZeroDivisionError, int]
     assert stored == {"a", "b"}
 
 
-def test_when_the_commit_fails_nobody_of_the_group_is_told_that_it_worked(path):
+@sqlite_only
+def test_when_the_commit_fails_nobody_of_the_group_is_told_that_it_worked(database):
     def sabotage(tx):
         tx._connection.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
         tx.execute(queries.ADD_BLOB_REF, owner_id="nobody", digest="0", created=0.0)
@@ -107,22 +75,22 @@ def test_when_the_commit_fails_nobody_of_the_group_is_told_that_it_worked(path):
         await asyncio.gather(busy, return_exceptions=True)
         return await results, await store.read(names), await store.write(add("later"))
 
-    results, stored, later = run(path, scenario)
+    results, stored, later = run(database, scenario)
     assert [type(r) for r in results] == [Unavailable, Unavailable]
     assert stored == set()
     assert later == 1
 
 
-def test_a_question_cannot_change_anything(path):
+def test_a_question_cannot_change_anything(database):
     async def scenario(store):
         with pytest.raises(Unavailable):
             await store.read(add("a"))
         return await store.read(names)
 
-    assert run(path, scenario) == set()
+    assert run(database, scenario) == set()
 
 
-def test_what_was_accepted_is_finished_when_the_store_closes_and_what_comes_later_is_refused(path):
+def test_what_was_accepted_is_finished_when_the_store_closes_and_what_comes_later_is_refused(database):
     async def scenario(store):
         accepted = [asyncio.ensure_future(store.write(add(str(n)))) for n in range(50)]
         await asyncio.sleep(0)
@@ -131,10 +99,10 @@ def test_what_was_accepted_is_finished_when_the_store_closes_and_what_comes_late
         with pytest.raises(Unavailable):
             await store.write(add("late"))
 
-    run(path, scenario)
+    run(database, scenario)
 
 
-def test_topics_are_woken_after_the_commit_and_not_by_what_failed(path):
+def test_topics_are_woken_after_the_commit_and_not_by_what_failed(database):
     def note(topic, fail):
         def fn(tx):
             tx.notify(topic)
@@ -150,7 +118,7 @@ def test_topics_are_woken_after_the_commit_and_not_by_what_failed(path):
             )
             return await good.wait(5), await bad.wait(0)
 
-    assert run(path, scenario) == (True, False)
+    assert run(database, scenario) == (True, False)
 
 
 def test_a_wait_ends_when_the_director_stops_and_when_nobody_wants_to_know():
@@ -168,7 +136,7 @@ def test_a_wait_ends_when_the_director_stops_and_when_nobody_wants_to_know():
     asyncio.run(scenario())
 
 
-def test_another_secret_than_the_databases_own_is_refused(path, tmp_path):
+def test_another_secret_than_the_databases_own_is_refused(database, tmp_path):
     vault = open_vault(tmp_path / "secret.key")
 
     async def scenario(store):
@@ -177,7 +145,7 @@ def test_another_secret_than_the_databases_own_is_refused(path, tmp_path):
         with pytest.raises(ConfigurationError, match="another secret"):
             await store.write(lambda tx: check_canary(tx, Vault(b"x" * 32)))
 
-    run(path, scenario)
+    run(database, scenario)
 
 
 def test_a_secret_that_others_can_read_is_refused(tmp_path):

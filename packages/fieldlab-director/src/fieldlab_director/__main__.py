@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     create.set_defaults(run=_create_token)
     for command in (serve, add, create):
         command.add_argument("--data", type=Path, required=True, metavar="DIR", help="the director's data folder")
+        command.add_argument("--database", metavar="URL", help="postgresql://… (default: an SQLite file in DIR)")
     return parser
 
 
@@ -80,6 +81,7 @@ def _serve(options: argparse.Namespace) -> None:
         advertise=options.advertise,
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,
+        database_url=options.database,
     )
     for descriptor in (options.ready_fd, options.lifeline_fd):
         if descriptor is not None:
@@ -104,7 +106,7 @@ def _add_user(options: argparse.Namespace) -> None:
 
     hashed = None if options.no_password else hash_password(_password())
     role = "admin" if options.admin else "user"
-    _command(options.data, lambda tx: add_user(tx, options.name, password=hashed, role=role))
+    _command(options, lambda tx: add_user(tx, options.name, password=hashed, role=role))
     print(f"User {options.name!r} was made.")
 
 
@@ -121,15 +123,15 @@ def _create_token(options: argparse.Namespace) -> None:
     from fieldlab_director.services.identity import create_token
 
     expires = time.time() + parse_duration(options.expires) if options.expires else None
-    print(_command(options.data, lambda tx: create_token(tx, options.user, label=options.label, expires=expires)))
+    print(_command(options, lambda tx: create_token(tx, options.user, label=options.label, expires=expires)))
 
 
-def _command(data: Path, fn: Callable[..., T]) -> T:
-    """Run one transaction on a data folder, beside a director that may be serving it."""
+def _command(options: argparse.Namespace, fn: Callable[..., T]) -> T:
+    """Run one transaction on the director's database, beside directors that may be serving it."""
     from fieldlab_director.app import open_store
     from fieldlab_director.settings import Settings
 
-    settings = Settings(data=data.absolute())
+    settings = Settings(data=options.data.absolute(), database_url=options.database)
 
     async def run() -> T:
         _, store = await open_store(settings)

@@ -36,11 +36,11 @@ from fieldlab_director.services.experiments import cancel_everything
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
 from fieldlab_director.settings import Settings
-from fieldlab_director.store import migrations, queries
+from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Store, Tx
 from fieldlab_director.store.blobs import Blobs
+from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import ExperimentRow, UserRow
-from fieldlab_director.store.sqlite import SqliteStore, engine_for_migration
 
 __all__ = ["open_store", "serve"]
 
@@ -94,7 +94,7 @@ async def serve(
         shutil.rmtree(settings.data, ignore_errors=True)
 
 
-async def open_store(settings: Settings) -> tuple[Vault, SqliteStore]:
+async def open_store(settings: Settings) -> tuple[Vault, Store]:
     """The secret and the database of a data folder, made if they are not there, and matched.
 
     Raises:
@@ -102,12 +102,7 @@ async def open_store(settings: Settings) -> tuple[Vault, SqliteStore]:
     """
     _make_private(settings.data)
     vault = open_vault(settings.key_file)
-    engine = engine_for_migration(settings.database)
-    try:
-        await asyncio.to_thread(migrations.upgrade, engine)
-    finally:
-        engine.dispose()
-    store = SqliteStore(settings.database)
+    store = await Database(path=settings.database, url=settings.database_url).open()
     try:
         await store.write(lambda tx: check_canary(tx, vault))
     except ConfigurationError:

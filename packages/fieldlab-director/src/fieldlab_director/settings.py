@@ -27,6 +27,7 @@ class Limits:
 class Settings:
     """Where the director keeps its data, where it listens, and what it allows.
 
+    ``database_url`` is a PostgreSQL database, which several directors may share, instead of a file in the data folder.
     ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files. ``advertise`` is the
     URL at which executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token
     in the data folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
@@ -41,13 +42,19 @@ class Settings:
     advertise: str | None = None
     bootstrap: str | None = None
     ephemeral: bool = False
+    database_url: str | None = None
     stop_after: float = 10.0  # seconds that open requests have to end when it stops
     limits: Limits = field(default_factory=Limits)
 
     @property
     def database(self) -> Path:
-        """The database file."""
+        """The database file; it is there unless ``database_url`` is given."""
         return self.data / "director.db"
+
+    @property
+    def name_file(self) -> Path:
+        """The name under which directors that share a database know the one that has this folder."""
+        return self.data / "name"
 
     @property
     def key_file(self) -> Path:

@@ -247,6 +247,7 @@ def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> 
         cancel_requested=None,
         cancel_reason="",
         last_event=0,
+        last_record=0,
         created=tx.now,
         started=None,
         ended=None,
@@ -255,6 +256,8 @@ def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> 
     specs = zip(request.deployments, places, strict=True)
     deployments = [_deployment(tx, row, number, spec, place) for number, (spec, place) in enumerate(specs)]
     tx.execute_many(queries.ADD_DEPLOYMENT, [vars(deployment) for deployment in deployments])
+    used = {digest for spec in request.deployments for digest in (spec.graph, *spec.blobs)}
+    tx.execute_many(queries.ADD_BLOB_USE, [{"experiment_id": row.id, "digest": digest} for digest in sorted(used)])
     tx.notify(WORK)
     return row
 

@@ -43,7 +43,7 @@ from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.states import append_event
+from fieldlab_director.store.states import append_event, append_records
 
 __all__ = ["claim", "deployment_of", "finish", "poll", "report", "seen", "wants_sign"]
 
@@ -220,17 +220,16 @@ def _sha256(sha256: str) -> str:
 
 def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[Entry], *, ours: bool) -> None:
     ended = not ours or row.state.terminal
-    common = {"experiment_id": row.experiment_id, "deployment_id": row.id, "journal_id": journal, "lane": lane}
+    common = {"deployment_id": row.id, "journal_id": journal, "lane": lane}
     rows: list[dict[str, Any]] = []
     for entry in entries:
         # Logs may be under way when their deployment has ended: those that its end announced are not late.
         late = not ours or (row.state.terminal and not (lane is Lane.BULK and row.ending and not row.drained))
         rows.append({**common, "number": entry.number, "late": late, "data": entry.data})
         _apply(tx, row, journal, entry, late=ended)
-    tx.execute_many(queries.ADD_RECORD, rows)
+    append_records(tx, row.experiment_id, rows)
     if ours and (ending := next((entry.body for entry in entries if isinstance(entry.body, Ended)), None)):
         tx.execute(queries.SET_ENDING, guard_id=row.id, ending=ending)
-    tx.notify(experiment_topic(row.experiment_id))
 
 
 def _apply(tx: Tx, row: DeploymentRow, journal: str, entry: Entry, *, late: bool) -> None:

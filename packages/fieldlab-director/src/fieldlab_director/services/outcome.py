@@ -12,9 +12,9 @@ from fieldlab_common.protocol import Lane, LogRecord, Record
 from fieldlab_common.wire import dumps, encode
 
 from fieldlab_director.store import queries
-from fieldlab_director.store.base import Tx, experiment_topic
+from fieldlab_director.store.base import Tx
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.states import set_deployment_state, set_experiment_state
+from fieldlab_director.store.states import append_records, set_deployment_state, set_experiment_state
 
 __all__ = ["append_log", "give_up_artifacts", "move", "settle"]
 
@@ -58,15 +58,13 @@ def give_up_artifacts(tx: Tx, deployment_id: str, why: str) -> None:
 
 def append_log(tx: Tx, row: DeploymentRow, text: str) -> None:
     """Put what was said about a deployment that has no executor into its log, as the executor's own remarks are."""
-    common = {"experiment_id": row.experiment_id, "deployment_id": row.id, "journal_id": _OWN_JOURNAL}
+    common = {"deployment_id": row.id, "journal_id": _OWN_JOURNAL, "lane": Lane.BULK, "late": False}
     records = []
     for number, start in enumerate(range(0, len(text), _CHUNK), 1):
         log = LogRecord(step="", text=text[start : start + _CHUNK], stream="executor")
         data = dumps(Record(kind="log", at=tx.now, body=encode(log)))
-        records.append({**common, "lane": Lane.BULK, "number": number, "late": False, "data": data})
-    if records:
-        tx.execute_many(queries.ADD_RECORD, records)
-        tx.notify(experiment_topic(row.experiment_id))
+        records.append({**common, "number": number, "data": data})
+    append_records(tx, row.experiment_id, records)
 
 
 def _state(state: DeploymentState) -> DeploymentState:

@@ -104,7 +104,10 @@ class Watch:
 
 
 class Notifier:
-    """Wakes watches by topic, within this process. Everything happens on the thread of one event loop."""
+    """Wakes watches by topic, within this process (``bulletin`` carries it to others).
+
+    Everything happens on the thread of one event loop.
+    """
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
@@ -130,10 +133,14 @@ class Notifier:
             for watch in self._watches.get(topic, ()):
                 watch.wake()
 
+    def wake_all(self) -> None:
+        """Wake every watch: something may have been missed."""
+        self.wake(list(self._watches))
+
     def close(self) -> None:
         """End every wait, now and from now on: the director stops."""
         self.closed = True
-        self.wake(list(self._watches))
+        self.wake_all()
 
 
 class Store(Protocol):
@@ -142,6 +149,11 @@ class Store(Protocol):
     @property
     def notifier(self) -> Notifier:
         """Who waits for what is committed here."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether other directors may be serving on the same database."""
         ...
 
     async def write(self, fn: Callable[[Tx], T]) -> T:

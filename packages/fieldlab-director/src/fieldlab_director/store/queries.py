@@ -118,6 +118,12 @@ NEXT_EVENT = (
     .values(last_event=_e.c.last_event + 1)
     .returning(_e.c.last_event)
 )
+TAKE_RECORDS = (
+    sa.update(_e)
+    .where(_e.c.id == _p("experiment_id"))
+    .values(last_record=_e.c.last_record + _p("count"))
+    .returning(_e.c.last_record)
+)
 IDEMPOTENT = sa.select(t.idempotency.c.digest, t.idempotency.c.experiment_id).where(
     t.idempotency.c.owner_id == _p("owner_id"), t.idempotency.c.key == _p("key")
 )
@@ -203,6 +209,10 @@ OWNED_BLOBS = sa.select(t.blob_refs.c.digest).where(
     t.blob_refs.c.owner_id == _p("owner_id"), t.blob_refs.c.digest.in_(sa.bindparam("digests", expanding=True))
 )
 ADD_BLOB_REF = sa.insert(t.blob_refs)
+BLOB_USE = sa.select(t.blob_uses.c.digest).where(
+    t.blob_uses.c.experiment_id == _p("experiment_id"), t.blob_uses.c.digest == _p("digest")
+)
+ADD_BLOB_USE = sa.insert(t.blob_uses)
 ADD_ARTIFACT = sa.insert(_a)
 ANNOUNCED = sa.select(_a.c.size).where(_a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256"))
 ARTIFACTS_STORED = (

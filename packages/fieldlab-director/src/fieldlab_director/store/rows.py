@@ -35,6 +35,9 @@ class InfrastructureRow:
     state: str
     message: str
     created: float
+    home: str | None = None
+    holder: str | None = None
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,7 @@ class ExperimentRow:
     cancel_requested: float | None
     cancel_reason: str
     last_event: int
+    last_record: int
     created: float
     started: float | None
     ended: float | None

@@ -21,6 +21,7 @@ __all__ = [
     "Named",
     "artifacts",
     "blob_refs",
+    "blob_uses",
     "blobs",
     "deployments",
     "events",
@@ -133,6 +134,9 @@ infrastructures = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),  # "ready" or "unavailable"
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("created", _TIME, nullable=False),
+    sa.Column("home", _ID),  # the one director that can reach it; none: each that shares the database
+    sa.Column("holder", _ID),  # the director that works on it now
+    sa.Column("held_until", _TIME),
     sa.UniqueConstraint("owner_id", "name"),
 )
 
@@ -172,6 +176,7 @@ experiments = sa.Table(
     sa.Column("cancel_requested", _TIME),
     sa.Column("cancel_reason", sa.Text, nullable=False),
     sa.Column("last_event", _COUNTER, nullable=False),  # the number of its newest event: the counter of its log
+    sa.Column("last_record", _COUNTER, nullable=False, server_default="0"),  # the same of its records
     sa.Column("created", _TIME, nullable=False),
     sa.Column("started", _TIME),
     sa.Column("ended", _TIME),
@@ -223,20 +228,19 @@ journals = sa.Table(
     sa.Column("acked", _COUNTER, nullable=False),  # everything up to this number is stored, or was refused
 )
 
-records = sa.Table(
-    "records",
-    metadata,
-    sa.Column("seq", _COUNTER, primary_key=True, autoincrement=True),
-    sa.Column("experiment_id", _ID, _to("experiments.id"), nullable=False),
-    sa.Column("deployment_id", _ID, _to("deployments.id"), nullable=False),
-    sa.Column("journal_id", sa.String(64), nullable=False),
-    sa.Column("lane", Named(Lane), nullable=False),
-    sa.Column("number", _COUNTER, nullable=False),
-    sa.Column("late", sa.Boolean, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),  # the record's JSON, as it came
-    sa.UniqueConstraint("deployment_id", "journal_id", "lane", "number"),
-    sa.Index("ix_records_experiment_id_lane_seq", "experiment_id", "lane", "seq"),
-    sqlite_autoincrement=True,
+records = (
+    sa.Table(  # no constraint holds off a doubled number: that is ``journals.acked``, and an index would cost more
+        "records",
+        metadata,
+        sa.Column("experiment_id", _ID, _to("experiments.id"), primary_key=True),
+        sa.Column("lane", Named(Lane), primary_key=True),
+        sa.Column("seq", _COUNTER, primary_key=True),  # of the experiment, in the order of commits
+        sa.Column("deployment_id", _ID, nullable=False),
+        sa.Column("journal_id", sa.String(64), nullable=False),
+        sa.Column("number", _COUNTER, nullable=False),
+        sa.Column("late", sa.Boolean, nullable=False),
+        sa.Column("data", sa.LargeBinary, nullable=False),  # the record's JSON, as it came
+    )
 )
 
 events = sa.Table(
@@ -249,7 +253,7 @@ events = sa.Table(
     sa.Column("data", Message(Any)),
     sa.Column("sender", _NAME),
     sa.Column("step", _NAME),
-    sa.Column("iteration", sa.Integer, nullable=False),
+    sa.Column("iteration", _COUNTER, nullable=False),
     sa.Column("sent_at", _TIME, nullable=False),
     sa.UniqueConstraint("experiment_id", "key"),
 )
@@ -260,14 +264,22 @@ blobs = sa.Table(  # what is complete and in the blob store; a partial upload is
     sa.Column("digest", _DIGEST, primary_key=True),
     sa.Column("size", _COUNTER, nullable=False),
     sa.Column("created", _TIME, nullable=False),
+    sa.Column("doomed", _TIME),  # since when its bytes are being removed: it takes no new owner
 )
 
 blob_refs = sa.Table(  # who has a blob: without a row here it does not exist for that owner
     "blob_refs",
     metadata,
     sa.Column("owner_id", _ID, _to("users.id"), primary_key=True),
-    sa.Column("digest", _DIGEST, _to("blobs.digest"), primary_key=True),
-    sa.Column("created", _TIME, nullable=False),
+    sa.Column("digest", _DIGEST, _to("blobs.digest"), primary_key=True, index=True),
+    sa.Column("created", _TIME, nullable=False),  # or when it was last asked for by somebody about to use it
+)
+
+blob_uses = sa.Table(  # which blobs an experiment needs: what it was submitted with, artifacts, spilled values
+    "blob_uses",
+    metadata,
+    sa.Column("experiment_id", _ID, _to("experiments.id"), primary_key=True),
+    sa.Column("digest", _DIGEST, primary_key=True, index=True),
 )
 
 artifacts = sa.Table(
@@ -280,8 +292,8 @@ artifacts = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("size", _COUNTER, nullable=False),
     sa.Column("sha256", _DIGEST, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("iteration", sa.Integer),
+    sa.Column("attempt", _COUNTER, nullable=False),
+    sa.Column("iteration", _COUNTER),
     sa.Column("value", sa.Boolean, nullable=False),  # a spilled value: no artifact to its user
     sa.Column("stored", sa.Boolean, nullable=False),
     sa.Column("lost", sa.Text, nullable=False),  # why its bytes will never come; empty: they may

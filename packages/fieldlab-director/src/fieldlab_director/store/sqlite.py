@@ -45,9 +45,14 @@ class _Command:
 
 
 class SqliteStore:
-    """A ``Store`` (see ``base``) on one database file. Make it on the event loop that will use it."""
+    """A ``Store`` (see ``base``) on one database file. Make it on the event loop that will use it.
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    ``path`` may be an SQLite URI, like ``file:/name?vfs=memdb`` for one in memory.
+    """
+
+    shared = False
+
+    def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
         self.notifier = Notifier()
         self._clock = clock
         self._writer = _engine(path, "PRAGMA synchronous=FULL")
@@ -168,9 +173,9 @@ def _unavailable(error: sa.exc.SQLAlchemyError) -> Unavailable:
     return unavailable
 
 
-def _engine(path: Path, *pragmas: str) -> sa.Engine:
+def _engine(path: Path | str, *pragmas: str) -> sa.Engine:
     engine = sa.create_engine(
-        f"sqlite:///{path}",
+        f"sqlite:///{path}&uri=true" if str(path).startswith("file:") else f"sqlite:///{path}",
         poolclass=sa.pool.QueuePool,
         pool_size=READERS,
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": BUSY_SECONDS},
@@ -189,7 +194,7 @@ def _engine(path: Path, *pragmas: str) -> sa.Engine:
     return engine
 
 
-def engine_for_migration(path: Path) -> sa.Engine:
+def engine_for_migration(path: Path | str) -> sa.Engine:
     """An engine with which ``migrations`` can make and change tables.
 
     Raises:

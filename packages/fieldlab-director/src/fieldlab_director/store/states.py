@@ -19,7 +19,7 @@ from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, deployment_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 
-__all__ = ["append_event", "set_deployment_state", "set_experiment_state"]
+__all__ = ["append_event", "append_records", "set_deployment_state", "set_experiment_state"]
 
 
 def append_event(tx: Tx, experiment_id: str, event: Event) -> Event:
@@ -37,6 +37,21 @@ def append_event(tx: Tx, experiment_id: str, event: Event) -> Event:
     tx.execute(queries.ADD_EVENT, **values)
     tx.notify(experiment_topic(experiment_id))
     return stored
+
+
+def append_records(tx: Tx, experiment_id: str, rows: list[dict[str, Any]]) -> None:
+    """Number records of an experiment and store them; ``rows`` have the columns but ``experiment_id`` and ``seq``.
+
+    As with events, the counter stays locked until the commit: whoever reads after a cursor passes over none that is
+    committed later.
+    """
+    if not rows:
+        return
+    last: int = tx.value(queries.TAKE_RECORDS, experiment_id=experiment_id, count=len(rows))
+    first = last - len(rows) + 1
+    stored = [{"experiment_id": experiment_id, "seq": seq, **row} for seq, row in enumerate(rows, first)]
+    tx.execute_many(queries.ADD_RECORD, stored)
+    tx.notify(experiment_topic(experiment_id))
 
 
 def set_deployment_state(
