@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import ipaddress
+import json
 import os
 import queue
 import socket
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fieldlab_common import errors as e
 from fieldlab_common.protocol import PROBLEM, BlobStatus, Poll
+from fieldlab_executor import transport
 from fieldlab_executor.frames import Unpacker, pack
 from fieldlab_executor.transport import (
     Answer,
@@ -151,6 +153,23 @@ def test_where_compression_is_refused_it_is_done_without_from_then_on(server: Se
     encoded, *plain = [server.requests.get() for _ in range(3)]
     assert b"Content-Encoding" in encoded[0]
     assert [(b"Content-Encoding" in head, len(body)) for head, body in plain] == [(False, 50_000)] * 2
+
+
+def test_an_older_director_is_spoken_to_in_its_version(
+    server: Server, http_: HttpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "PROTOCOLS", (0, 1))
+    for protocols in ([0], [7]):
+        refusal = {"title": "t", "status": 426, "code": "protocol_mismatch", "details": {"protocols": protocols}}
+        server.answer("426 Upgrade Required", json.dumps(refusal).encode(), PROBLEM)
+        if protocols == [0]:
+            server.answer("200 OK", b'{"cursor": 7}')
+            assert interpret("poll", poll(http_)) == Poll(cursor=7)
+        else:
+            with pytest.raises(e.ProtocolMismatch):
+                interpret("poll", poll(http_))
+    spoken = [server.requests.get()[0].partition(b"Fieldlab-Protocol: ")[2][:1] for _ in range(3)]
+    assert spoken == [b"1", b"0", b"0"]
 
 
 def test_a_connection_is_used_again(server: Server, http_: HttpTransport) -> None:

@@ -64,6 +64,7 @@ __all__ = [
 
 PROTOCOL = 1  # the version this release speaks
 PROTOCOLS = (1,)  # every version it can speak
+FIRST = (1,)  # what a party speaks that does not say: whatever else changes, this does not
 PROBLEM = "application/problem+json"
 MAX_SECRET = 16 * 1024  # characters
 
@@ -256,11 +257,14 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRequest:
-    """An executor asks for its deployment. The first ``journal_id`` that asks under the present epoch has it."""
+    """An executor asks for its deployment. The first ``journal_id`` that asks under the present epoch has it.
+
+    ``protocols`` are the versions that it speaks; the claim says which of them is spoken from then on.
+    """
 
     journal_id: str
     epoch: int
-    protocols: tuple[int, ...] = PROTOCOLS
+    protocols: tuple[int, ...] = FIRST
     python: str = ""
     pid: int = 0
 
@@ -280,7 +284,7 @@ class Claim:
     node: Node
     members: tuple[Member, ...] = ()
     settings: ExperimentSettings = field(default_factory=ExperimentSettings)
-    protocol: int = PROTOCOL
+    protocol: int = FIRST[0]
     server_time: float = 0.0
     control: int = 0
     bulk: int = 0
@@ -330,7 +334,7 @@ class Health:
 
     status: str = "ok"
     version: str = ""
-    protocols: tuple[int, ...] = PROTOCOLS
+    protocols: tuple[int, ...] = FIRST
     time: float = 0.0
 
 

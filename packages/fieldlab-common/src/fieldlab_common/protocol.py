@@ -4,6 +4,10 @@ The client, the executor, the director's router, the OpenAPI document and the au
 ``ENDPOINTS``; nothing else declares a path. Bodies are JSON of ``messages`` (re-exported here, as ``records`` are),
 except where the table says ``bytes``. Errors are problem documents (RFC 9457) whose ``code`` is one of
 ``errors.BY_CODE``.
+
+A request may say which version of the protocol it speaks (``Fieldlab-Protocol``); where the director does not speak
+that one, it answers ProtocolMismatch, whose ``details["protocols"]`` are those that it does. ``health`` and
+``executable`` answer everybody, and an executor's claim settles the version in its body.
 """
 
 from __future__ import annotations
@@ -315,6 +319,7 @@ _ROWS = (
 
 COMMON_ERRORS: tuple[type[e.FieldlabError], ...] = (
     e.AuthenticationError,
+    e.ProtocolMismatch,
     e.InvalidRequest,
     e.TooLarge,
     e.UnsupportedEncoding,

@@ -24,9 +24,10 @@ from fieldlab_common.errors import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
+    ProtocolMismatch,
     Unavailable,
 )
-from fieldlab_common.protocol import ENDPOINTS, PROBLEM, Caller, Endpoint, Problem
+from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOLS, Caller, Endpoint, Problem
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -48,6 +49,7 @@ _WHERE = re.compile(r" - at `(\$[^`]*)`$")
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _DRAINED = 16 * 1024 * 1024  # so much of a refused body is read, so that its sender gets to read the answer
 _DRAIN_SECONDS = 5.0
+_FOR_ALL_VERSIONS = frozenset({"health", "executable", "claim"})  # from which a caller learns what is spoken here
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -74,6 +76,7 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
         began, request_id = time.perf_counter(), secrets.token_hex(8)
         with structlog.contextvars.bound_contextvars(request_id=request_id, endpoint=row.name):
             try:
+                _settle(row, request)
                 caller = await _authorise(desk, row, request)
                 ask = await _decode(row, request, caller, decoder, limits)
                 response = _respond(row, request, await service(ask))
@@ -89,6 +92,22 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
             return response
 
     return endpoint
+
+
+# --- how -------------------------------------------------------------------------------------------------------------
+
+
+def _settle(row: Endpoint, request: Request) -> None:
+    """Hold that the caller speaks a version of the protocol that the director does, if it says which."""
+    spoken = request.headers.get("fieldlab-protocol", "").strip()
+    if not spoken or row.name in _FOR_ALL_VERSIONS or spoken in map(str, PROTOCOLS):
+        return
+    ours = ", ".join(map(str, PROTOCOLS))
+    raise ProtocolMismatch(
+        f"The request speaks protocol {spoken[:20]!r}; this director speaks {ours}.",
+        advice="Use a fieldlab of this director's release, or have the director upgraded.",
+        details={"protocols": list(PROTOCOLS)},
+    )
 
 
 # --- who -------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fieldlab_common.deployment import Graph
 from fieldlab_common.environment import Host
 from fieldlab_common.errors import AuthenticationError, ClaimRefused, FieldlabError
 from fieldlab_common.lifecycle import DeploymentState, Reason
-from fieldlab_common.protocol import ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
+from fieldlab_common.protocol import PROTOCOLS, ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
 from fieldlab_common.wire import loads
 
 from fieldlab_executor import boot, processes
@@ -137,6 +137,7 @@ class Session:
                 ClaimRequest(
                     journal_id=self._journal.id,
                     epoch=self._launch.epoch,
+                    protocols=PROTOCOLS,
                     python=_version(3),
                     pid=os.getpid(),
                 ),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from fieldlab_common import errors as e
-from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, Problem
+from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, PROTOCOLS, Endpoint, Problem
 from fieldlab_common.wire import loads
 
 from fieldlab_executor.frames import Unpacker, pack
@@ -256,6 +256,25 @@ class HttpTransport:
         target = self._prefix + row.path.format(**{k: quote(v, safe="") for k, v in (path or {}).items()})
         if query:
             target += "?" + urlencode(query)
+        answer = self._ask(row, target, body, timeout, start, sink)
+        if answer.status == e.ProtocolMismatch.status and self._settle(answer):
+            return self._ask(row, target, body, timeout, start, sink)
+        return answer
+
+    def _settle(self, answer: Answer) -> bool:
+        """Go on in the newest version of the protocol that the director speaks too; False: there is no other."""
+        refusal = _problem(answer)
+        theirs = refusal.details.get("protocols") if isinstance(refusal, e.ProtocolMismatch) else None
+        common = set(PROTOCOLS) & set(theirs) if isinstance(theirs, list | tuple) else set()
+        spoken = str(max(common, default=""))
+        if not common or self._headers["Fieldlab-Protocol"] == spoken:
+            return False
+        self._headers = {**self._headers, "Fieldlab-Protocol": spoken}
+        return True
+
+    def _ask(
+        self, row: Endpoint, target: str, body: bytes | FileBody | None, timeout: float, start: int, sink: Sink | None
+    ) -> Answer:
         headers = dict(self._headers)
         if start:
             headers["Range"] = f"bytes={start}-"

@@ -329,6 +329,7 @@ class Hub:
             node=here.deployment.node,
             members=self._members,
             settings=self._shipment.settings,
+            protocol=p.PROTOCOL,
             server_time=self._clock(),
             control=here.acked["control"],
             bulk=here.acked["bulk"],

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from fieldlab_common.errors import InvalidRequest, PermissionDenied, Unavailable
 from fieldlab_common.events import Event
 from fieldlab_common.protocol import (
+    PROTOCOLS,
     Ack,
     ArtifactList,
     BlobList,
@@ -137,7 +138,7 @@ class Desk:
         now = await self.store.read(lambda tx: tx.now)
         if self.store.notifier.closed:
             raise Unavailable("The director is stopping.")
-        return Health(version=self.version, time=now)
+        return Health(version=self.version, protocols=PROTOCOLS, time=now)
 
     async def executable(self, ask: Ask) -> Bytes:
         """The executor as one file."""

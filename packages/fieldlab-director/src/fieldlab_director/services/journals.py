@@ -75,9 +75,11 @@ def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, request: ClaimRequest) -
     row = deployment_of(tx, caller)
     common = set(request.protocols) & set(PROTOCOLS)
     if not common:
+        theirs, ours = (", ".join(map(str, some)) or "none" for some in (request.protocols, PROTOCOLS))
         raise ProtocolMismatch(
-            f"The executor speaks the protocol versions {list(request.protocols)}, the director {list(PROTOCOLS)}.",
+            f"The executor speaks protocol {theirs}; this director speaks {ours}.",
             advice="Use the fieldlab.pyz that this director serves.",
+            details={"protocols": list(PROTOCOLS)},
         )
     if request.epoch != row.epoch or caller.epoch != row.epoch:
         raise ClaimRefused(f"Launch {request.epoch} of deployment {row.name!r} is not the present one ({row.epoch}).")
