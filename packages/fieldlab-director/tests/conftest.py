@@ -7,6 +7,8 @@ import hashlib
 import itertools
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +40,14 @@ from fieldlab_director.store.states import set_experiment_state
 
 T = TypeVar("T")
 D = DeploymentState
+
+
+@pytest.fixture(scope="session")
+def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executor as one file, as a director packs it."""
+    path = tmp_path_factory.mktemp("executable") / "fieldlab.pyz"
+    subprocess.run([sys.executable, "-P", "-m", "fieldlab_executor", "pack", str(path)], check=True, timeout=60)
+    return path
 
 
 @dataclass

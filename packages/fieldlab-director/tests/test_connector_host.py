@@ -17,8 +17,6 @@ from fieldlab_director.connectors import base as b
 from fieldlab_director.connectors.fleet import ConnectorFleet
 from fieldlab_director.connectors.host import ConnectorProcess, kinds
 
-STANDIN = Path(__file__).with_name("standin.py")
-
 EVIL = '''
 """A connector that does what its options say, for each method."""
 
@@ -231,10 +229,10 @@ def test_a_caller_that_gives_up_cancels_the_work(evil: str) -> None:
     with_connector(evil, {"check": "cancellable"}, test)
 
 
-def test_a_hanging_connector_does_not_delay_another_one(evil: str, tmp_path: Path) -> None:
+def test_a_hanging_connector_does_not_delay_another_one(evil: str, tmp_path: Path, executable: Path) -> None:
     async def test(process: ConnectorProcess, notices: Notices) -> None:
         hanging = asyncio.create_task(process.call("check", NOTHING))
-        fleet = ConnectorFleet(tmp_path, STANDIN)
+        fleet = ConnectorFleet(tmp_path, executable)
         assert len(await fleet.survey("i1", "other", "local", {"nodes": 2})) == 2
         assert not hanging.done()
         await fleet.close()
@@ -262,7 +260,7 @@ async def main():
     opening = b.Opening(infrastructure="lab", folder="/nowhere", executable="")
     process = ConnectorProcess("local", opening, notice=lambda _: None)
     await process.observe_every()
-    print(process._live._process.pid, flush=True)
+    print(process.channel.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """

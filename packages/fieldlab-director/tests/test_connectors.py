@@ -33,6 +33,7 @@ class Site:
 
     kind: str
     folder: Path
+    executable: Path
     options: dict[str, Any]
     process: ConnectorProcess
     notices: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
@@ -78,7 +79,9 @@ class Site:
         return path.read_text().split() if path.exists() else []
 
     def restarted(self) -> ConnectorProcess:
-        opening = b.Opening(infrastructure="lab", folder=str(self.folder), executable="", options=self.options)
+        opening = b.Opening(
+            infrastructure="lab", folder=str(self.folder), executable=str(self.executable), options=self.options
+        )
         self.process = ConnectorProcess(self.kind, opening, notice=self.notices.put_nowait)
         return self.process
 
@@ -101,9 +104,9 @@ def drain_of(target: b.Target, what: str = "stay") -> b.DrainRequest:
 
 
 @asynccontextmanager
-async def site_of(kind: str, folder: Path) -> AsyncIterator[Site]:
+async def site_of(kind: str, folder: Path, executable: Path) -> AsyncIterator[Site]:
     options = {"nodes": 3, "executable": str(STANDIN), "properties": {"site": "lab"}}
-    site = Site(kind, folder / "infrastructure", options, None)  # type: ignore[arg-type]
+    site = Site(kind, folder / "infrastructure", executable, options, None)  # type: ignore[arg-type]
     site.restarted()
     try:
         yield site
@@ -122,12 +125,12 @@ Test = Callable[[Site], Awaitable[None]]
 
 
 @pytest.fixture(params=["local"])
-def on_site(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Test], None]:
+def on_site(request: pytest.FixtureRequest, tmp_path: Path, executable: Path) -> Callable[[Test], None]:
     """Run an asynchronous test against one kind of connector."""
 
     def run(test: Test) -> None:
         async def main() -> None:
-            async with site_of(request.param, tmp_path) as site:
+            async with site_of(request.param, tmp_path, executable) as site:
                 await test(site)
 
         asyncio.run(main())
@@ -320,9 +323,11 @@ def test_a_chatty_executors_log_stays_bounded(on_site: Callable[[Test], None]) -
         ({"executable": "/nowhere"}, "no executor at /nowhere"),
     ],
 )
-def test_wrong_options_are_refused_with_what_is_wrong(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_wrong_options_are_refused_with_what_is_wrong(
+    tmp_path: Path, executable: Path, options: dict[str, Any], said: str
+) -> None:
     async def test() -> None:
-        fleet = ConnectorFleet(tmp_path, STANDIN)
+        fleet = ConnectorFleet(tmp_path, executable)
         with pytest.raises(ConnectorError, match=said) as caught:
             await fleet.survey("i1", "lab", "local", options)
         assert not caught.value.transient
@@ -331,11 +336,12 @@ def test_wrong_options_are_refused_with_what_is_wrong(tmp_path: Path, options: d
     asyncio.run(test())
 
 
-def test_named_nodes_have_their_own_properties(tmp_path: Path) -> None:
+def test_named_nodes_have_their_own_properties(tmp_path: Path, executable: Path) -> None:
     async def test() -> None:
-        fleet = ConnectorFleet(tmp_path, STANDIN)
+        fleet = ConnectorFleet(tmp_path, executable)
         nodes = [{"name": "a", "properties": {"site": "east"}}, {"name": "b"}]
-        found = await fleet.survey("i1", "lab", "local", {"nodes": nodes})
+        options = {"nodes": nodes, "executable": str(STANDIN)}
+        found = await fleet.survey("i1", "lab", "local", options)
         assert [(node.name, node.properties["site"]) for node in found] == [("a", "east"), ("b", "x")]
         await fleet.close()
 

@@ -125,7 +125,7 @@ def test_who_waits_too_long_is_told_and_what_was_to_be_made_is_made(shelf: Shelf
         assert go.wait(60)
         build()(folder)
 
-    first = threading.Thread(target=lambda: shelf.make("one", slowly, [], seconds=1.0, waits=lambda: None).close())
+    first = threading.Thread(target=lambda: shelf.make("one", slowly, [], seconds=60.0, waits=lambda: None).close())
     first.start()
     assert begun.wait(60)
     with pytest.raises(Unavailable):

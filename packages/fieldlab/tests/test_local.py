@@ -240,6 +240,7 @@ def sleeper(*, ctx: fl.TaskContext) -> None:
     ctx.stopping.wait()
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
     with fl.DAG("d") as dag:
         sleeper()
     run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("a")), wait=False)

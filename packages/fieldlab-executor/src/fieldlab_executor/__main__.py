@@ -3,6 +3,8 @@
     run DIR [--pipe FD]     run the deployment that DIR/launch.json names, and report; FD: a local run's socket
     drain DIR [--pipe FD]   ship what a dead executor left in DIR
     facts                   print what this node is, as JSON
+    keep                    keep the executors of this node for who asks, in frames on standard input and output
+    starter FD              fork executors for a keeper, which has the other end of the socket FD
     pack FILE               write the executor as one file, fieldlab.pyz
     prepare --environment JSON [--python VERSION] [--cache DIR] [--leash FD]
                             make the environment, or find it made; print {"python": path}, or {"error": ...}; what its
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "drain": _drain,
         "facts": _facts,
+        "keep": _keep,
+        "starter": _starter,
         "pack": _pack,
         "prepare": _prepare,
         "evict": _evict,
@@ -136,6 +140,25 @@ def _facts(words: list[str]) -> int:
     from fieldlab_executor.facts import facts
 
     print(dumps(facts()).decode())
+    return 0
+
+
+def _keep(words: list[str]) -> int:
+    _options(words, [], 0)
+    import asyncio
+
+    from fieldlab_executor import boot, keeper, zipapp
+    from fieldlab_executor.cache import cache_folder
+
+    asyncio.run(keeper.serve(boot.command(sys.executable, str(zipapp.unpacked(cache_folder())))))
+    return 0
+
+
+def _starter(words: list[str]) -> int:
+    places, _ = _options(words, [], 1)
+    from fieldlab_executor import starter
+
+    starter.serve(int(places[0]))
     return 0
 
 

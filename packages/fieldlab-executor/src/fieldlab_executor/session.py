@@ -93,6 +93,7 @@ class Session:
         self._loop = Loop()
         self._code = 0
         self._told_to_stop = False
+        self._claimed = False
         self._ended = False
         self._made: Made | None = None
         self._builders_cpu = 0.0
@@ -146,6 +147,7 @@ class Session:
         except FieldlabError as error:
             self._loop.call(lambda error=error: self._not_claimed(error))  # type: ignore[misc]
             return
+        self._claimed = True
         self._link.start()
         try:
             ready = _Ready(claim, self._fetch(claim), self._prepare(claim))
@@ -314,6 +316,9 @@ class Session:
             self._supervisor.terminate(f"The executor got {name}.")
         elif self._ended:  # it drains
             self._loop.after(HURRY_SECONDS, lambda: self._leave(UNSHIPPED, ""))
+        elif not self._claimed:  # there is nothing to report, and nobody who would take it
+            self._supervisor.stop()
+            self._leave(FAILED, f"The executor got {name} before it had its deployment.")
         else:
             self._supervisor.stop()
             self._finish(DeploymentState.FAILED, Reason.TERMINATED, f"The executor got {name} before it began.")

@@ -1,0 +1,138 @@
+"""Nodes that run a keeper: whatever is asked of the connector for one of them, its keeper is asked.
+
+The keeper (``fieldlab.pyz keep``) does all that happens on its node: environments, executors, their folders and ends. A
+connector of such nodes says how a keeper is reached (``start``), and which nodes there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from fieldlab_common.keeping import KeeperOpening
+from fieldlab_common.node import Node
+
+from fieldlab_director.connectors.base import (
+    Done,
+    DrainRequest,
+    Launched,
+    LaunchRequest,
+    Listed,
+    Nothing,
+    Notice,
+    Observation,
+    Observations,
+    ObserveRequest,
+    Prepared,
+    PrepareRequest,
+    Stopped,
+    Target,
+)
+from fieldlab_director.connectors.remote import Channel, Remote
+
+__all__ = ["KeptNodes"]
+
+
+class KeptNodes:
+    """The part of a connector that asks keepers.
+
+    ``place`` gives the key of a node's keeper (several nodes may have one) and the name to speak of it by; ``start``
+    a channel to the keeper of a key; ``opening`` what it is opened with. ``notice`` is the connector's.
+    """
+
+    def __init__(
+        self,
+        place: Callable[[str], tuple[str, str]],
+        start: Callable[[str], Awaitable[Channel]],
+        opening: KeeperOpening,
+        notice: Notice,
+    ) -> None:
+        self._place, self._start, self._opening, self._notice = place, start, opening, notice
+        self._keepers: dict[str, Remote] = {}
+        self._watched: dict[str, set[str]] = {}  # key → deployments that its keeper was asked about
+
+    def keeper(self, node: str) -> Remote:
+        """The keeper of a node."""
+        key, name = self._place(node)
+        if key not in self._keepers:
+
+            def heard(deployment: str | None) -> None:
+                for one in [deployment] if deployment is not None else sorted(self._watched.get(key, ())):
+                    self._notice(one)
+
+            self._keepers[key] = Remote(name, lambda: self._start(key), self._opening, notice=heard)
+        return self._keepers[key]
+
+    async def facts(self, node: str) -> Node:
+        """What the machine of a node says about itself.
+
+        Raises:
+            ConnectorError: it cannot be asked.
+        """
+        listed: Listed = await self.keeper(node).call("nodes", Nothing())
+        return listed.nodes[0]
+
+    async def check_node(self, node: str) -> None:
+        """Hold that executors can be started on a node.
+
+        Raises:
+            ConnectorError: they cannot; it says why.
+        """
+        await self.keeper(node).call("check", Nothing())
+
+    async def prepare(self, request: PrepareRequest) -> Prepared:
+        """See ``base.Connector``."""
+        prepared: Prepared = await self.keeper(request.target.node).call("prepare", request)
+        return prepared
+
+    async def launch(self, request: LaunchRequest) -> Launched:
+        """See ``base.Connector``."""
+        self._watch(request.target)
+        launched: Launched = await self.keeper(request.target.node).call("launch", request)
+        return launched
+
+    async def observe(self, request: ObserveRequest) -> Observations:
+        """Ask each keeper about its own; those of a keeper that does not answer are unknown."""
+        by_key: dict[str, list[Target]] = {}
+        for target in request.targets:
+            by_key.setdefault(self._watch(target), []).append(target)
+        found = await asyncio.gather(*map(self._observe, by_key.values()), return_exceptions=True)
+        known = [one for part in found if not isinstance(part, BaseException) for one in part]
+        if not known and (errors := [part for part in found if isinstance(part, BaseException)]):
+            raise errors[0]
+        return Observations(observations=tuple(known))
+
+    async def stop(self, target: Target) -> Stopped:
+        """See ``base.Connector``."""
+        stopped: Stopped = await self.keeper(target.node).call("stop", target)
+        return stopped
+
+    async def drain(self, request: DrainRequest) -> Done:
+        """See ``base.Connector``."""
+        done: Done = await self.keeper(request.target.node).call("drain", request)
+        return done
+
+    async def clean_up(self, target: Target) -> Done:
+        """See ``base.Connector``."""
+        done: Done = await self.keeper(target.node).call("clean_up", target)
+        self._watched.get(self._place(target.node)[0], set()).discard(target.deployment)
+        return done
+
+    async def close(self) -> None:
+        """Let go of the keepers. What they started goes on."""
+        await asyncio.gather(*(keeper.close() for keeper in self._keepers.values()))
+
+    def _watch(self, target: Target) -> str:
+        key = self._place(target.node)[0]
+        self._watched.setdefault(key, set()).add(target.deployment)
+        return key
+
+    async def _observe(self, targets: list[Target]) -> tuple[Observation, ...]:
+        answer: Observations = await self.keeper(targets[0].node).call("observe", _bare(targets))
+        return answer.observations
+
+
+def _bare(targets: list[Target]) -> ObserveRequest:
+    """The question for a keeper, which needs nothing of what the connector gave back."""
+    return ObserveRequest(targets=tuple(replace(target, prepared=None, handle=None) for target in targets))
