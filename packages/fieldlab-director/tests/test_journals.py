@@ -7,6 +7,7 @@ import pytest
 from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.protocol import Record
 from fieldlab_common.wire import dumps, frame
+from fieldlab_director.services.journals import Members
 
 STEP = {"step": "s", "state": "running"}
 ENDED = {"state": "succeeded", "reason": "completed"}
@@ -37,6 +38,14 @@ def run(ada, lab):
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def test_members_are_kept_for_some_experiments_and_always_those_of_the_one_that_is_asked_for(ada, lab):
+    first, second = (ada.experiment(name, deployments=names) for name, names in (("one", "ab"), ("two", "cde")))
+    members = Members(most=1)
+    for experiment, names in ((first, "ab"), (second, "cde"), (first, "ab"), (first, "ab")):
+        found = lab.write(lambda tx, experiment=experiment: members.of(tx, experiment))
+        assert [member.deployment for member in found] == list(names)
 
 
 def test_the_first_journal_claims_the_deployment_and_gets_all_it_needs(ada, lab):

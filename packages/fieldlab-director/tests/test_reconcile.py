@@ -237,7 +237,7 @@ class World:
     async def claim(self, row: DeploymentRow, *, epoch: int | None = None) -> None:
         caller = ExecutorCaller(deployment_id=row.id, epoch=epoch or row.epoch)
         request = ClaimRequest(journal_id=f"j{caller.epoch}", epoch=caller.epoch)
-        await self.store.write(lambda tx: journals.claim(tx, caller, self.vault, request))
+        await self.store.write(lambda tx: journals.claim(tx, caller, self.vault, journals.Members(), request))
 
     async def end(self, row: DeploymentRow, state: D = D.SUCCEEDED) -> None:
         caller = ExecutorCaller(deployment_id=row.id, epoch=row.epoch)

@@ -120,6 +120,7 @@ class Desk:
     fleet: Fleet
     version: str
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _members: journals.Members = field(default_factory=journals.Members, init=False)
 
     async def identify(self, token: str) -> UserCaller | ExecutorCaller:
         """Whose token this is.
@@ -307,7 +308,7 @@ class Desk:
         """Give a deployment to the executor that asks first."""
         if not ask.body.journal_id or len(ask.body.journal_id) > 64:
             raise InvalidRequest("$.journal_id must have 1 to 64 characters.", details={"path": "$.journal_id"})
-        return await self.store.write(lambda tx: journals.claim(tx, ask.executor, self.vault, ask.body))
+        return await self.store.write(lambda tx: journals.claim(tx, ask.executor, self.vault, self._members, ask.body))
 
     async def report(self, ask: Ask) -> Ack:
         """Take records of a journal."""

@@ -45,7 +45,7 @@ from fieldlab_director.store.base import WORK, Tx, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import append_event, append_records
 
-__all__ = ["claim", "deployment_of", "finish", "poll", "report", "seen", "wants_sign"]
+__all__ = ["Members", "claim", "deployment_of", "finish", "poll", "report", "seen", "wants_sign"]
 
 _D = DeploymentState
 _HELD = (_D.LAUNCHING, _D.RUNNING, _D.UNREACHABLE)
@@ -65,7 +65,29 @@ def deployment_of(tx: Tx, caller: ExecutorCaller) -> DeploymentRow:
     return row
 
 
-def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, request: ClaimRequest) -> Claim:
+class Members:
+    """Who takes part in an experiment, as every claim says it: read once, for it is frozen with the submit.
+
+    Else a thousand executors that claim at the same time would have a million rows read. ``most``: experiments kept.
+    """
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._known: dict[str, tuple[Member, ...]] = {}
+
+    def of(self, tx: Tx, experiment_id: str) -> tuple[Member, ...]:
+        """The members, in the order of the experiment."""
+        found = self._known.get(experiment_id)
+        if found is None:
+            rows = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=experiment_id)
+            found = tuple(map(_member, rows))
+            if len(self._known) >= self._most:
+                self._known.clear()
+            self._known[experiment_id] = found
+        return found
+
+
+def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, members: Members, request: ClaimRequest) -> Claim:
     """Give the deployment to the journal that asks, and all that its executor needs to run alone.
 
     Raises:
@@ -92,7 +114,7 @@ def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, request: ClaimRequest) -
         lanes = [{"deployment_id": row.id, "journal_id": request.journal_id, "lane": x, "acked": 0} for x in Lane]
         tx.execute_many(queries.ADD_JOURNAL, lanes)
     seen(tx, replace(row, journal_id=request.journal_id))
-    return _claim(tx, row, request.journal_id, max(common), vault)
+    return _claim(tx, row, request.journal_id, max(common), vault, members.of(tx, row.experiment_id))
 
 
 def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
@@ -112,10 +134,10 @@ def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
     if taken:
         last = taken[-1]
         acked = last.through if isinstance(last, Entry) else last.number
-        _store(tx, row, journal, upload.lane, entries, ours=ours)
+        row = _store(tx, row, journal, upload.lane, entries, ours=ours)
         tx.execute(queries.SET_ACKED, acked=acked, **lane)
     if ours:
-        row = finish(tx, seen(tx, deployment_of(tx, caller)))
+        row = finish(tx, seen(tx, row))
     refusals = tuple(entry for entry in taken if isinstance(entry, Refusal))
     missing = _awaited(tx, row) if upload.lane is Lane.CONTROL else ()
     return Ack(acked=acked, refusals=refusals, missing=missing)
@@ -176,10 +198,9 @@ def _last(events: tuple[Event, ...], after: int) -> int:
     return events[-1].number or after if events else after
 
 
-def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault) -> Claim:
+def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault, members: tuple[Member, ...]) -> Claim:
     experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
     assert experiment is not None  # a foreign key holds that it is there
-    members = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.experiment_id)
     acked = {
         lane: tx.value(queries.ACKED, guard_deployment_id=row.id, guard_journal_id=journal, guard_lane=lane) or 0
         for lane in Lane
@@ -189,7 +210,7 @@ def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault
         experiment=experiment.name,
         deployment=row.spec,
         node=row.node,
-        members=tuple(map(_member, members)),
+        members=members,
         settings=experiment.settings,
         protocol=protocol,
         server_time=tx.now,
@@ -220,7 +241,8 @@ def _sha256(sha256: str) -> str:
     return sha256
 
 
-def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[Entry], *, ours: bool) -> None:
+def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[Entry], *, ours: bool) -> DeploymentRow:
+    """Take the entries in; the row as it is now."""
     ended = not ours or row.state.terminal
     common = {"deployment_id": row.id, "journal_id": journal, "lane": lane}
     rows: list[dict[str, Any]] = []
@@ -232,6 +254,8 @@ def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[E
     append_records(tx, row.experiment_id, rows)
     if ours and (ending := next((entry.body for entry in entries if isinstance(entry.body, Ended)), None)):
         tx.execute(queries.SET_ENDING, guard_id=row.id, ending=ending)
+        row = replace(row, ending=ending)
+    return row
 
 
 def _apply(tx: Tx, row: DeploymentRow, journal: str, entry: Entry, *, late: bool) -> None:
