@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bulk
 import crowd
 import executor
 import hops
@@ -134,6 +135,7 @@ FIGURES: dict[str, Callable[[int, Versions], list[Row]]] = {
     "idle": idle.idle,
     "ingest": ingest.ingest,
     "events": hops.events,
+    "artifacts": bulk.artifacts,
     "fleet": crowd.fleet,
     "submit": warm.submit,
     "restart": crowd.restart,

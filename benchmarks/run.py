@@ -31,6 +31,7 @@ ROUNDS = {
     "idle": (4, 1),
     "ingest": (5, 1),
     "events": (5, 1),
+    "artifacts": (5, 1),
     "fleet": (1, 0),
     "submit": (20, 5),
     "restart": (1, 0),

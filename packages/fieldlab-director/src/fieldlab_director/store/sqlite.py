@@ -131,15 +131,17 @@ class SqliteStore:
                 self._run(connection, command)
 
     def _run(self, connection: sa.Connection, command: _Command) -> None:
-        savepoint = connection.begin_nested()
+        # By name, not as a nested transaction of SQLAlchemy's, which compiles these statements anew each time.
+        connection.exec_driver_sql("SAVEPOINT command")
         tx = Tx(connection, self._clock())
         try:
             command.value = command.run(tx)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's; this thread must live on
             command.error = error
-            savepoint.rollback()  # raises when the database dropped the whole transaction: then the group failed
+            # Raises when the database dropped the whole transaction: then the group failed.
+            connection.exec_driver_sql("ROLLBACK TO command")
         else:
-            savepoint.commit()
+            connection.exec_driver_sql("RELEASE command")
             command.topics = frozenset(tx.topics)
 
     def _answer(self, group: list[_Command]) -> None:
