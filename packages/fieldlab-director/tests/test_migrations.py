@@ -16,7 +16,9 @@ from fieldlab_director.store.databases import Database
 
 STEPS = sorted(path.name[:4] for path in (Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))
 GRAPH, INPUT, TRACE = "a" * 64, "b" * 64, "c" * 64
-SPECIAL = {"spec": json.dumps({"graph": GRAPH, "blobs": [INPUT]}), "sha256": TRACE, "stored": True, "lane": "bulk"}
+NODE = json.dumps({"name": "pi-1"})
+SPEC = json.dumps({"graph": GRAPH, "blobs": [INPUT]})
+SPECIAL = {"node": NODE, "spec": SPEC, "sha256": TRACE, "stored": True, "lane": "bulk"}
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -82,6 +84,24 @@ def test_an_earlier_experiment_goes_on_numbering_its_records_and_has_its_blobs(e
         uses = connection.execute(sa.select(schema.blob_uses.c.digest).distinct()).scalars().all()
     assert counters == records == [1, 2]
     assert sorted(uses) == [GRAPH, INPUT, TRACE]
+
+
+def test_an_earlier_run_that_had_begun_has_its_node_and_one_that_had_not_stands_in_the_line(empty):
+    with empty.engine() as engine:
+        migrations.upgrade(engine, "0003")
+        with engine.begin() as connection:
+            _fill(connection)
+            for number, state in ((1.0, "running"), (2.0, "pending")):
+                connection.execute(
+                    sa.text("UPDATE deployments SET state = :state WHERE started = :started"),
+                    {"state": state, "started": number},
+                )
+    empty.upgrade()
+    with empty.engine() as engine, engine.connect() as connection:
+        holds = connection.execute(sa.select(schema.holds.c.node_name, schema.holds.c.experiment_id)).all()
+        granted = connection.execute(sa.text("SELECT granted IS NOT NULL FROM experiments ORDER BY created")).scalars()
+        assert [bool(has) for has in granted] == [True, False]
+    assert [name for name, _ in holds] == ["pi-1"]
 
 
 def test_what_is_pending_is_told_in_words(empty):

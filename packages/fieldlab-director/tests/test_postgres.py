@@ -22,7 +22,7 @@ WITHIN = 30
 
 def _add_experiment(tx):
     settings = ExperimentSettings(reporting="live", lost_after=60.0)
-    fields = dict.fromkeys(("start_requested", "cancel_requested", "started", "ended"))
+    fields = dict.fromkeys(("start_requested", "cancel_requested", "granted", "started", "ended"))
     row = ExperimentRow(
         id="e",
         owner_id=add_user(tx, "ada").id,
@@ -31,6 +31,8 @@ def _add_experiment(tx):
         message="",
         settings=settings,
         cancel_reason="",
+        queued=tx.now,
+        number=1,
         last_event=0,
         last_record=0,
         created=tx.now,

@@ -18,7 +18,7 @@ __all__ = ["TRANSITIONS", "DeploymentState", "ExperimentState", "Reason", "StepS
 class ExperimentState(StrEnum):
     """Where an experiment stands."""
 
-    PREPARING = "preparing"  # accepted; its nodes are being made ready
+    PREPARING = "preparing"  # accepted; it waits for its nodes, or they are being made ready
     READY = "ready"  # every deployment that will run is ready; it waits for its start
     RUNNING = "running"  # started; at least one deployment has not ended
     CANCELLING = "cancelling"  # a cancel was accepted; deployments are being stopped
@@ -35,7 +35,7 @@ class ExperimentState(StrEnum):
 class DeploymentState(StrEnum):
     """Where the part of an experiment stands that runs on one node."""
 
-    PENDING = "pending"  # accepted; nothing was done for it yet
+    PENDING = "pending"  # accepted; its run waits for its nodes, and nothing was done there yet
     PREPARING = "preparing"  # its environment is being made on the node
     READY = "ready"  # could start now
     LAUNCHING = "launching"  # an executor was asked for, under a new epoch, and has not claimed it yet

@@ -58,6 +58,7 @@ __all__ = [
     "SendEvent",
     "SubmitExperiment",
     "Tagged",
+    "WaitsFor",
     "environment_of",
     "spec_of",
 ]
@@ -183,8 +184,27 @@ class DeploymentInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WaitsFor:
+    """A node (or the template of elastic ones) that a run waits for, and who has it or is to have it first.
+
+    ``since``: when the first of those that hold it got it; None: nobody holds it. ``runs``: those of them that are the
+    caller's own; ``others``: how many are not. ``before``: runs that stand before it in the line and want it too.
+    """
+
+    node: str
+    since: float | None = None
+    runs: tuple[str, ...] = ()
+    others: int = 0
+    before: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentInfo:
-    """How a run stands."""
+    """How a run stands.
+
+    ``queued``: from when it wants its nodes, its place in the line; ``granted``: since when it has had them. While it
+    stands in the line, ``waits_for`` says for which (at most 100; a list of experiments leaves it out).
+    """
 
     id: str
     name: str
@@ -196,6 +216,9 @@ class ExperimentInfo:
     message: str = ""
     settings: ExperimentSettings = field(default_factory=ExperimentSettings)
     deployments: tuple[DeploymentInfo, ...] = ()
+    queued: float | None = None
+    granted: float | None = None
+    waits_for: tuple[WaitsFor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

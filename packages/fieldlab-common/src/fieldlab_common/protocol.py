@@ -57,6 +57,7 @@ from fieldlab_common.messages import (
     SendEvent,
     SubmitExperiment,
     Tagged,
+    WaitsFor,
     environment_of,
     spec_of,
 )
@@ -138,6 +139,7 @@ __all__ = [
     "Tagged",
     "Usage",
     "ValueRef",
+    "WaitsFor",
     "environment_of",
     "spec_of",
 ]

@@ -75,6 +75,7 @@ class Patience:
 class Standing:
     """What is stored of a deployment.
 
+    ``granted``: its run has its nodes; until then nothing is done on them.
     ``launched``: when the connector confirmed the launch of the present epoch, or None. ``claimed``: an executor of
     the present epoch has it. ``present``: something of it may be on the node. ``go``: its experiment runs.
     ``ending``: what the executor said last; ``awaited``: artifacts that it announced are still to come.
@@ -82,6 +83,7 @@ class Standing:
 
     state: DeploymentState
     since: float = 0.0
+    granted: bool = True
     epoch: int = 0
     prepared: bool = False
     launched: float | None = None
@@ -165,6 +167,8 @@ class _Case:
     def pending(self) -> Action:
         if self.row.cancelled is not None:
             return self._cancelled()
+        if not self.row.granted:
+            return Look(at=NEVER)
         return Move(state=DeploymentState.PREPARING)
 
     def preparing(self) -> Action:

@@ -45,24 +45,28 @@ class Local(InfrastructureSpec):
     """Nodes on the director's own machine, each with a working directory of its own.
 
     ``nodes`` is their number, and they are called ``<prefix>-1`` and so on; or a list of names, or of names and
-    properties: ``[{"name": "a", "site": "x"}, "b"]``. ``properties`` are added to what is known of each. For trying
-    things out, and for measurements of the machine itself.
+    properties: ``[{"name": "a", "site": "x"}, "b"]``. ``properties`` are added to what is known of each. ``slots`` runs
+    may have a node at the same time: by default one, so that nobody disturbs what it measures. For trying things out,
+    and for measurements of the machine itself.
     """
 
     kind: ClassVar[str] = "local"
     nodes: int | Sequence[str | Mapping[str, Any]] = 1
     prefix: str = "local"
     properties: Mapping[str, Any] = field(default_factory=dict)
+    slots: int = 1
 
     def __post_init__(self) -> None:
         count = self.nodes if isinstance(self.nodes, int) else len(self.nodes)
         if not 1 <= count <= MOST_LOCAL:
             raise DefinitionError(f"Local(nodes={self.nodes!r:.80}): there are 1 to {MOST_LOCAL} nodes.")
+        if self.slots < 1:
+            raise DefinitionError(f"Local(slots={self.slots!r}): a node has at least one.")
 
     def options(self) -> dict[str, Any]:
         """It, as the connector's options."""
         nodes = self.nodes if isinstance(self.nodes, int) else [_named(node) for node in self.nodes]
-        return {"nodes": nodes, "prefix": self.prefix, "properties": dict(self.properties)}
+        return {"nodes": nodes, "prefix": self.prefix, "properties": dict(self.properties), "slots": self.slots}
 
 
 def _named(node: str | Mapping[str, Any]) -> dict[str, Any]:

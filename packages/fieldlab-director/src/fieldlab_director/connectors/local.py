@@ -1,8 +1,9 @@
 """Nodes on the director's own machine: for a first try, for tests, and for measurements of the machine itself.
 
 Options: ``nodes`` is their number, or a list of ``{"name": …, "properties": {…}}``; ``prefix`` names numbered nodes
-(``local-1`` …); ``properties`` are added to all; ``python`` is the interpreter of the executors; ``executable`` another
-executor than the director's. One keeper serves them all.
+(``local-1`` …); ``properties`` are added to all; ``slots`` is how many runs may have each at a time (1), as a node of
+the list may say for itself; ``python`` is the interpreter of the executors; ``executable`` another executor than the
+director's. One keeper serves them all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fieldlab_director.connectors.remote import ProcessChannel
 __all__ = ["LocalConnector"]
 
 MOST_NODES = 1000
-_OPTIONS = {"nodes", "prefix", "properties", "python", "executable"}
+MOST_SLOTS = 1000
+_OPTIONS = {"nodes", "prefix", "properties", "slots", "python", "executable"}
 _PRIVATE = ("FIELDLAB_TOKEN", "FIELDLAB_ENDPOINT")  # the director's user's, and no business of an executor
 
 
@@ -54,8 +56,12 @@ class LocalConnector(KeptNodes):
         facts = await self.facts("")
         return Listed(
             nodes=tuple(
-                replace(facts, name=name, infrastructure=self._name, properties={**facts.properties, **properties})
-                for name, properties in self._wanted
+                replace(
+                    facts,
+                    infrastructure=self._name,
+                    **{**wanted, "properties": {**facts.properties, **wanted["properties"]}},
+                )
+                for wanted in self._wanted
             )
         )
 
@@ -70,31 +76,31 @@ class LocalConnector(KeptNodes):
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def _nodes(options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, properties) of each node that the options ask for."""
+def _nodes(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each node that the options ask for is given: its name, its properties, its slots."""
     unknown = sorted(set(options) - _OPTIONS)
     _hold(not unknown, f"has no option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
-    common = options.get("properties", {})
-    _hold(isinstance(common, Mapping), "takes properties as an object")
     wanted = options.get("nodes", 1)
     if type(wanted) is int:
         _hold(1 <= wanted <= MOST_NODES, f"can have 1 to {MOST_NODES} nodes")
         prefix = str(options.get("prefix", "local"))
-        found = [(f"{prefix}-{number}", dict(common)) for number in range(1, wanted + 1)]
-    else:
-        _hold(isinstance(wanted, list) and 1 <= len(wanted) <= MOST_NODES, "takes nodes as a number or a list")
-        found = [_node(entry, common) for entry in wanted]
-    for name, _ in found:
-        check_name(name, "a node")
-    _hold(len({name for name, _ in found}) == len(found), "was given two nodes of one name")
+        wanted = [{"name": f"{prefix}-{number}"} for number in range(1, wanted + 1)]
+    _hold(isinstance(wanted, list) and 1 <= len(wanted) <= MOST_NODES, "takes nodes as a number or a list")
+    found = [_node(entry, options) for entry in wanted]
+    for node in found:
+        check_name(node["name"], "a node")
+    _hold(len({node["name"] for node in found}) == len(found), "was given two nodes of one name")
     return found
 
 
-def _node(entry: Any, common: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _node(entry: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     _hold(isinstance(entry, Mapping) and isinstance(entry.get("name"), str), "takes each node as an object with a name")
-    properties = entry.get("properties", {})
+    common, properties = options.get("properties", {}), entry.get("properties", {})
+    _hold(isinstance(common, Mapping), "takes properties as an object")
     _hold(isinstance(properties, Mapping), "takes a node's properties as an object")
-    return entry["name"], {**common, **properties}
+    slots = entry.get("slots", options.get("slots", 1))
+    _hold(type(slots) is int and 1 <= slots <= MOST_SLOTS, f"takes slots as a number from 1 to {MOST_SLOTS}")
+    return {"name": entry["name"], "properties": {**common, **properties}, "slots": slots}
 
 
 def _hold(true: object, what: str) -> None:

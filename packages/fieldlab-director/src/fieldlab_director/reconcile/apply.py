@@ -17,7 +17,7 @@ from fieldlab_director import decide as d
 from fieldlab_director.services.outcome import append_log, move
 from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
-from fieldlab_director.store.base import WORK, Tx, deployment_topic
+from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
 
@@ -162,6 +162,8 @@ def _store(tx: Tx, row: DeploymentRow, kept: Kept) -> None:
     values = {name: getattr(row, name) for name in fields}
     if not tx.execute(rq.KEEP, guard_id=row.id, guard_lease=kept.lease, guard_now=tx.now, **values):
         raise RuntimeError(f"The lease of deployment {row.name!r} was lost within a transaction.")
+    if row.state.terminal and row.prepared is None and row.handle is None:
+        tx.notify(LINE)  # nothing of it is on its node any more
 
 
 def _standing(tx: Tx, row: DeploymentRow) -> d.Standing:
@@ -171,6 +173,7 @@ def _standing(tx: Tx, row: DeploymentRow) -> d.Standing:
     return d.Standing(
         state=row.state,
         since=row.state_since,
+        granted=experiment.granted is not None,
         epoch=row.epoch,
         prepared=bool(row.prepared and row.prepared["made"]),
         launched=handle["at"] if handle else None,

@@ -29,6 +29,7 @@ from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Obser
 from fieldlab_director.connectors.fleet import ConnectorFleet
 from fieldlab_director.connectors.host import ConnectorProcess
 from fieldlab_director.reconcile.apply import LEASE_SECONDS, Assignment, Kept, Outcome, apply, begin, step_experiment
+from fieldlab_director.reconcile.line import serve_line
 from fieldlab_director.reconcile.watch import REFRESH_SECONDS, InfrastructureWatch, target_of
 from fieldlab_director.services.identity import executor_token
 from fieldlab_director.services.vault import Vault
@@ -110,6 +111,7 @@ class Reconciler:
         await self._store.write(_take_over)
         self._spawn(self._run())
         self._spawn(self._renew())
+        self._spawn(serve_line(self._store, self._clock))
 
     async def stop(self) -> None:
         """Let go of everything; jobs under way are broken off, and are given again by the next start."""

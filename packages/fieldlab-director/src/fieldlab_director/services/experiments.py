@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fieldlab_common.course import NEVER
 from fieldlab_common.errors import (
     ExperimentExists,
     FieldlabError,
@@ -29,11 +30,13 @@ from fieldlab_common.protocol import (
     ExperimentInfo,
     ExperimentPage,
     SubmitExperiment,
+    WaitsFor,
     environment_of,
 )
+from fieldlab_common.reservation import line_time
 from fieldlab_common.step import check_name
 
-from fieldlab_director.services import secrets
+from fieldlab_director.services import reservation, secrets
 from fieldlab_director.services.identity import UserCaller, new_id
 from fieldlab_director.services.outcome import settle
 from fieldlab_director.store import queries
@@ -244,6 +247,9 @@ def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> 
         message="",
         settings=request.settings,
         start_requested=tx.now if request.start else None,
+        queued=line_time(tx.now, request.settings.start_at),
+        number=reservation.number(tx),
+        granted=None,
         cancel_requested=None,
         cancel_reason="",
         last_event=0,
@@ -258,7 +264,7 @@ def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> 
     tx.execute_many(queries.ADD_DEPLOYMENT, [vars(deployment) for deployment in deployments])
     used = {digest for spec in request.deployments for digest in (spec.graph, *spec.blobs)}
     tx.execute_many(queries.ADD_BLOB_USE, [{"experiment_id": row.id, "digest": digest} for digest in sorted(used)])
-    tx.notify(WORK)
+    reservation.enter(tx, row)
     return row
 
 
@@ -269,6 +275,8 @@ def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec,
         position=position,
         name=spec.name,
         infrastructure_id=place.infrastructure_id,
+        place=place.node.name,
+        node_name=place.node.name,
         node=place.node,
         spec=spec,
         state=DeploymentState.PENDING,
@@ -283,7 +291,7 @@ def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec,
         prepared=None,
         handle=None,
         attempts=0,
-        look_at=tx.now,
+        look_at=NEVER,  # until it has its node
         lease=None,
         lease_until=None,
         state_since=tx.now,
@@ -339,7 +347,12 @@ def _cancel_deployments(tx: Tx, deployments: Iterable[DeploymentRow], reason: st
             tx.notify(deployment_topic(row.id), WORK)
 
 
-def _brief(caller: UserCaller, row: ExperimentRow, deployments: tuple[DeploymentInfo, ...] = ()) -> ExperimentInfo:
+def _brief(
+    caller: UserCaller,
+    row: ExperimentRow,
+    deployments: tuple[DeploymentInfo, ...] = (),
+    waits_for: tuple[WaitsFor, ...] = (),
+) -> ExperimentInfo:
     return ExperimentInfo(
         id=row.id,
         name=row.name,
@@ -351,12 +364,15 @@ def _brief(caller: UserCaller, row: ExperimentRow, deployments: tuple[Deployment
         message=row.message,
         settings=row.settings,
         deployments=deployments,
+        queued=row.queued,
+        granted=row.granted,
+        waits_for=waits_for,
     )
 
 
 def _info(tx: Tx, caller: UserCaller, row: ExperimentRow) -> ExperimentInfo:
     rows = tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=row.id)
-    return _brief(caller, row, tuple(map(_deployment_info, rows)))
+    return _brief(caller, row, tuple(map(_deployment_info, rows)), reservation.waits_for(tx, caller, row))
 
 
 def _deployment_info(row: DeploymentRow) -> DeploymentInfo:

@@ -75,10 +75,10 @@ def attach(
     )
     tx.execute(queries.ADD_INFRASTRUCTURE, **vars(row))
     rows = [
-        {"infrastructure_id": row.id, "position": position, "name": node.name, "node": node, "updated": tx.now}
+        {"infrastructure_id": row.id, "position": position, "name": node.name, "node": node, "slots": node.slots}
         for position, node in enumerate(found)
     ]
-    tx.execute_many(queries.ADD_NODE, [{"id": new_id(), **values} for values in rows])
+    tx.execute_many(queries.ADD_NODE, [{"id": new_id(), "updated": tx.now, **values} for values in rows])
     tx.notify(WORK)
     return _info(row, len(found))
 

@@ -9,7 +9,7 @@ from fieldlab_common.node import Availability, Node
 
 from fieldlab_director.services.identity import new_id
 from fieldlab_director.store import queries, reconcile_queries
-from fieldlab_director.store.base import Tx
+from fieldlab_director.store.base import LINE, Tx
 from fieldlab_director.store.rows import InfrastructureRow
 
 __all__ = ["reached", "unreachable"]
@@ -38,11 +38,13 @@ def _replace(tx: Tx, infrastructure_id: str, nodes: list[Node]) -> None:
     if tx.all(reconcile_queries.NODES_OF, _node, infrastructure_id=infrastructure_id) == nodes:
         return
     tx.execute(queries.DELETE_NODES, infrastructure_id=infrastructure_id)
+    common = {"infrastructure_id": infrastructure_id, "updated": tx.now}
     rows = [
-        {"infrastructure_id": infrastructure_id, "position": position, "name": node.name, "node": node}
+        {**common, "position": position, "name": node.name, "node": node, "slots": node.slots}
         for position, node in enumerate(nodes)
     ]
-    tx.execute_many(queries.ADD_NODE, [{"id": new_id(), "updated": tx.now, **row} for row in rows])
+    tx.execute_many(queries.ADD_NODE, [{"id": new_id(), **row} for row in rows])
+    tx.notify(LINE)  # a node may have more slots than it had
 
 
 def _node(node: Node) -> Node:

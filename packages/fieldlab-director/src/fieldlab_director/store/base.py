@@ -17,12 +17,13 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-__all__ = ["WORK", "Notifier", "Store", "Tx", "Watch", "deployment_topic", "experiment_topic"]
+__all__ = ["LINE", "WORK", "Notifier", "Store", "Tx", "Watch", "deployment_topic", "experiment_topic"]
 
 T = TypeVar("T")
 Row = TypeVar("Row")
 
 WORK = "work"  # the topic of the reconcile loop: some row wants to be looked at
+LINE = "line"  # the topic of the line for nodes: one may have become free, or somebody waits who did not
 
 
 def experiment_topic(experiment_id: str) -> str:

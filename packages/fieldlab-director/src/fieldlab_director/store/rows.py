@@ -62,6 +62,9 @@ class ExperimentRow:
     message: str
     settings: ExperimentSettings
     start_requested: float | None
+    queued: float
+    number: int
+    granted: float | None
     cancel_requested: float | None
     cancel_reason: str
     last_event: int
@@ -80,6 +83,8 @@ class DeploymentRow:
     position: int
     name: str
     infrastructure_id: str
+    place: str
+    node_name: str
     node: Node
     spec: DeploymentSpec
     state: DeploymentState

@@ -26,9 +26,11 @@ __all__ = [
     "deployments",
     "events",
     "experiments",
+    "holds",
     "idempotency",
     "infrastructures",
     "journals",
+    "line",
     "meta",
     "metadata",
     "nodes",
@@ -88,6 +90,11 @@ metadata = sa.MetaData(
 
 _ID, _NAME, _DIGEST, _TIME = sa.String(40), sa.String(200), sa.String(64), sa.Float(53)
 _COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up in INTEGER columns only
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Options of an index over some rows only: those that are few, however long the history."""
+    return {f"{database}_where": sa.text(condition) for database in ("sqlite", "postgresql")}
 
 
 def _to(column: str) -> sa.ForeignKey:
@@ -159,6 +166,7 @@ nodes = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),  # as the connector listed them
     sa.Column("name", _NAME, nullable=False),
     sa.Column("node", Message(Node), nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),  # so many runs may hold it at a time; of a template: nodes
     sa.Column("updated", _TIME, nullable=False),
     sa.UniqueConstraint("infrastructure_id", "name"),
 )
@@ -173,6 +181,9 @@ experiments = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("settings", Message(ExperimentSettings), nullable=False),
     sa.Column("start_requested", _TIME),  # when its owner asked for the start
+    sa.Column("queued", _TIME, nullable=False),  # from when it wants its nodes: its place in the line for them
+    sa.Column("number", _COUNTER, nullable=False),  # of all that were submitted: its place beside others of that time
+    sa.Column("granted", _TIME),  # since when it has had its nodes
     sa.Column("cancel_requested", _TIME),
     sa.Column("cancel_reason", sa.Text, nullable=False),
     sa.Column("last_event", _COUNTER, nullable=False),  # the number of its newest event: the counter of its log
@@ -192,6 +203,8 @@ deployments = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),  # as the experiment lists them
     sa.Column("name", _NAME, nullable=False),
     sa.Column("infrastructure_id", _ID, _to("infrastructures.id"), nullable=False),
+    sa.Column("place", _NAME, nullable=False),  # what is reserved: its node, or the template that makes it
+    sa.Column("node_name", _NAME, nullable=False),
     sa.Column("node", Message(Node), nullable=False),  # as it was when the experiment was submitted
     sa.Column("spec", Message(DeploymentSpec), nullable=False),
     sa.Column("state", Named(DeploymentState), nullable=False),
@@ -217,6 +230,26 @@ deployments = sa.Table(
     sa.Column("last_seen", _TIME),  # when its executor was last heard of
     sa.UniqueConstraint("experiment_id", "name"),
     sa.Index("ix_deployments_state_look_at", "state", "look_at"),
+    sa.Index("ix_deployments_waiting", "infrastructure_id", "place", **_where("state = 'pending'")),
+    sa.Index("ix_deployments_lease", "lease", **_where("lease IS NOT NULL")),
+)
+
+line = sa.Table(  # one row, locked by whoever serves the line for nodes until the commit
+    "line",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", _COUNTER, nullable=False),  # the newest experiment's
+)
+
+holds = sa.Table(  # which run has which node: the key sees to it that no slot is ever held twice
+    "holds",
+    metadata,
+    sa.Column("infrastructure_id", _ID, _to("infrastructures.id"), primary_key=True),
+    sa.Column("place", _NAME, primary_key=True),  # the node, or the template that makes it
+    sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("experiment_id", _ID, _to("experiments.id"), nullable=False, index=True),
+    sa.Column("node_name", _NAME, nullable=False),
+    sa.Column("since", _TIME, nullable=False),
 )
 
 journals = sa.Table(

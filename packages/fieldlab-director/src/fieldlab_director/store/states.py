@@ -16,7 +16,7 @@ from fieldlab_common.events import DEPLOYMENT, Event
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
 
 from fieldlab_director.store import queries
-from fieldlab_director.store.base import WORK, Tx, deployment_topic, experiment_topic
+from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 
 __all__ = ["append_event", "append_records", "set_deployment_state", "set_experiment_state"]
@@ -73,6 +73,8 @@ def set_deployment_state(
     data = {"deployment": row.name, "state": new.value, "reason": reason and reason.value, "message": message}
     append_event(tx, row.experiment_id, Event(name=DEPLOYMENT, data=data, sent_at=tx.now))
     tx.notify(experiment_topic(row.experiment_id), deployment_topic(row.id), WORK)
+    if new.terminal:  # where nothing of it was made, its node is free by that
+        tx.notify(LINE)
     return replace(row, state=new, reason=reason, message=message, started=started, ended=ended, state_since=tx.now)
 
 

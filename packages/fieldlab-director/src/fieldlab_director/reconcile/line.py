@@ -1,0 +1,40 @@
+"""Serves the line for nodes: whenever one may have become free, and when the time of a run comes.
+
+What is to be done is read from the rows each time (``services.reservation``), so a wake-up that was missed costs a
+wait and nothing else; the line is looked at every ``HORIZON`` seconds anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from fieldlab_common.errors import FieldlabError
+
+from fieldlab_director.services import reservation
+from fieldlab_director.store.base import LINE, Store
+
+__all__ = ["serve_line"]
+
+log = structlog.get_logger("fieldlab.reconcile")
+
+HORIZON = 60.0  # seconds: the line is looked at at least so often
+PAUSE = 1.0  # seconds after the database could not be used
+
+
+async def serve_line(store: Store, clock: Callable[[], float]) -> None:
+    """Serve the line until the director stops."""
+    with store.notifier.watch(LINE) as watch:
+        while not store.notifier.closed:
+            pause = HORIZON
+            try:
+                standing = await store.read(reservation.look)
+                if standing.due:
+                    await store.write(reservation.serve)
+                pause = min(pause, standing.following - clock())
+            except FieldlabError as error:
+                log.warning("the line could not be served", error=str(error))
+                await asyncio.sleep(PAUSE)
+                continue
+            await watch.wait(max(0.0, pause))
