@@ -161,7 +161,8 @@ class Endpoint:
     """One row: what is asked and answered, by whom, and which errors are documented.
 
     ``request`` and ``response`` are message classes, or ``bytes``; ``query`` names the query parameters and their
-    types. ``safe``: asking twice does no more than asking once, so that a client may retry.
+    types. ``safe``: asking twice does no more than asking once, so that a client may retry. ``streams``: who accepts
+    ``text/event-stream`` gets server-sent events until the run ends, from ``after`` or the header ``Last-Event-ID`` on.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Endpoint:
     callers: tuple[Caller, ...] = (Caller.USER,)
     status: int = 200
     safe: bool = True
+    streams: bool = False
 
 
 _CURSOR: Mapping[str, type] = {"after": int, "limit": int, "wait": float}
@@ -277,7 +279,13 @@ _ROWS = (
         errors=(e.NotFound,),
     ),
     Endpoint(
-        name="events", method="GET", path=_RUN + "/events", query=_CURSOR, response=EventPage, errors=(e.NotFound,)
+        name="events",
+        method="GET",
+        path=_RUN + "/events",
+        query=_CURSOR,
+        response=EventPage,
+        errors=(e.NotFound,),
+        streams=True,
     ),
     Endpoint(
         name="send_event",

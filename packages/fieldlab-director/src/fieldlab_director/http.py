@@ -36,7 +36,7 @@ from starlette.routing import Route
 
 from fieldlab_director.encoding import opener
 from fieldlab_director.openapi import openapi
-from fieldlab_director.services.desk import Ask, Bytes, Desk
+from fieldlab_director.services.desk import Ask, Bytes, Desk, EventStream
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.settings import Limits
 
@@ -70,7 +70,6 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
     decoder: msgspec.json.Decoder[Any] | None = None
     if row.request not in (None, bytes):
         decoder = msgspec.json.Decoder(row.request)
-    limits = desk.settings.limits
 
     async def endpoint(request: Request) -> Response:
         began, request_id = time.perf_counter(), secrets.token_hex(8)
@@ -78,7 +77,7 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
             try:
                 _settle(row, request)
                 caller = await _authorise(desk, row, request)
-                ask = await _decode(row, request, caller, decoder, limits)
+                ask = await _decode(desk, row, request, caller, decoder)
                 response = _respond(row, request, await service(ask))
             except ClientDisconnect:
                 response = Response(status_code=499)
@@ -132,13 +131,13 @@ async def _authorise(desk: Desk, row: Endpoint, request: Request) -> UserCaller 
 
 
 async def _decode(
+    desk: Desk,
     row: Endpoint,
     request: Request,
     caller: UserCaller | ExecutorCaller | None,
     decoder: msgspec.json.Decoder[Any] | None,
-    limits: Limits,
 ) -> Ask:
-    raw = b""
+    raw, limits = b"", desk.settings.limits
     if row.name == "put_blob":  # its bytes are never gathered in memory, and are hashed as they come
         opener(request.headers.get("content-encoding", ""), 0, {})
     elif row.request is not None:
@@ -155,6 +154,8 @@ async def _decode(
         digest=hashlib.sha256(raw).hexdigest() if row.name == "submit" else "",
         start=start,
         end=end,
+        streaming=_streams(row, request),
+        allowed=lambda: _authorise(desk, row, request),
     )
 
 
@@ -190,13 +191,20 @@ def _message(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         ) from error
 
 
+def _streams(row: Endpoint, request: Request) -> bool:
+    return row.streams and "text/event-stream" in request.headers.get("accept", "").lower()
+
+
 def _query(row: Endpoint, request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    given = dict(request.query_params)
+    if _streams(row, request) and (last := request.headers.get("last-event-id", "")):
+        given["after"] = last  # a browser that was cut off asks again with the query that it had
     for name, kind in row.query.items():
-        if name not in request.query_params:
+        if name not in given:
             continue
         try:
-            found[name] = msgspec.convert(request.query_params[name], kind, strict=False)
+            found[name] = msgspec.convert(given[name], kind, strict=False)
         except msgspec.ValidationError as error:
             raise InvalidRequest(
                 f"The query parameter {name!r} is not a {kind.__name__}.", details={"path": f"?{name}"}
@@ -231,6 +239,12 @@ async def _gone(request: Request) -> None:
 
 
 def _respond(row: Endpoint, request: Request, answer: Any) -> Response:
+    if isinstance(answer, EventStream):
+        # Neither kept by anybody on the way, nor gathered: nginx, for one, waits for a block unless told not to.
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        if answer.chunks is None:
+            return Response(None, 204, headers)
+        return StreamingResponse(answer.chunks, row.status, headers, "text/event-stream")
     if not isinstance(answer, Bytes):
         return Response(_ENCODE(answer), row.status, media_type="application/json")
     headers = {"accept-ranges": "bytes"}

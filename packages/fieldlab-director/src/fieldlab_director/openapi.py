@@ -40,6 +40,10 @@ def _operation(row: Endpoint, references: dict[type, Any]) -> dict[str, Any]:
         "security": [] if Caller.ANYONE in row.callers else [{"token": []}],
         "responses": {str(row.status): {"description": "OK", "content": _content(row.response, references)}},
     }
+    if row.streams:
+        operation["parameters"].append(_parameter("Last-Event-ID", int, "header"))
+        operation["responses"][str(row.status)]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        operation["responses"]["204"] = {"description": "The stream has ended for good."}
     if row.request is not None:
         operation["requestBody"] = {"required": True, "content": _content(row.request, references)}
     for status in sorted({error.status for error in (*row.errors, *COMMON_ERRORS)}):

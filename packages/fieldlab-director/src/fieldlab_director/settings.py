@@ -18,8 +18,9 @@ class Limits:
     free_disk: int = 64 * 1024**2  # less than this on the disk: uploads are refused, so that the database lives on
     deployments: int = 10_000  # of one experiment
     page: int = 1_000  # entries of one answer
-    page_bytes: int = 8 * 1024 * 1024  # records of one answer, together; the first always fits
+    page_bytes: int = 8 * 1024 * 1024  # records or events of one answer, together; the first always fits
     wait: float = 60.0  # one long-poll
+    keep_alive: float = 15.0  # between two signs of life of a stream of events, and two looks at its token
     body_silence: float = 60.0  # a body that brings nothing for so long is given up
 
 

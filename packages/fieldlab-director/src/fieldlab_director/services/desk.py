@@ -44,12 +44,13 @@ from fieldlab_director.services import blobs, events, experiments, infrastructur
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
+from fieldlab_director.services.streams import follow
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.settings import Settings
-from fieldlab_director.store.base import Store, Tx, deployment_topic, experiment_topic
+from fieldlab_director.store.base import Store, Tx, deployment_topic, events_topic, experiment_topic
 from fieldlab_director.store.blobs import Blobs
 
-__all__ = ["Ask", "Bytes", "Desk"]
+__all__ = ["Ask", "Bytes", "Desk", "EventStream"]
 
 T = TypeVar("T")
 
@@ -59,9 +60,16 @@ MOST_TOLD = 10_000  # executors that were told; forgetting them costs each one a
 _OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
 
 
+async def _nobody() -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One request, decoded: who, what, and ways to read a long body or to learn that the caller has gone."""
+    """One request, decoded: who, what, and ways to read a long body or to learn that the caller has gone.
+
+    ``streaming``: the caller would have a stream; ``allowed`` raises when it may no longer have this.
+    """
 
     caller: UserCaller | ExecutorCaller | None
     path: Mapping[str, str]
@@ -73,6 +81,8 @@ class Ask:
     digest: str = ""
     start: int = 0
     end: int | None = None
+    streaming: bool = False
+    allowed: Callable[[], Awaitable[object]] = _nobody
 
     @property
     def user(self) -> UserCaller:
@@ -107,6 +117,13 @@ class Bytes:
     start: int
     end: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventStream:
+    """An answer of server-sent events; None: there will be none any more."""
+
+    chunks: AsyncIterator[bytes] | None
 
 
 @dataclass
@@ -278,21 +295,31 @@ class Desk:
 
         return (await self._until(ask, question, news, self._wait(ask), experiment_topic(experiment_id)))[1]
 
-    async def events(self, ask: Ask) -> EventPage:
+    async def events(self, ask: Ask) -> EventPage | EventStream:
         """Events after a cursor."""
-        after, limit = ask.query.get("after", 0), self._limit(ask)
+        after, limit, most = ask.query.get("after", 0), self._limit(ask), self.settings.limits.page_bytes
 
-        def question(tx: Tx) -> tuple[str, EventPage]:
-            return events.events(tx, ask.user, ask.path["experiment"], after=after, limit=limit)
+        def question(tx: Tx, after: int = after) -> tuple[str, EventPage]:
+            return events.events(tx, ask.user, ask.path["experiment"], after=after, limit=limit, most_bytes=most)
+
+        async def read(after: int) -> EventPage:
+            return (await self.store.read(lambda tx: question(tx, after)))[1]
 
         experiment_id, first = await self.store.read(question)
+        if ask.streaming:
+            if first.state.terminal and not first.events:
+                return EventStream(chunks=None)
+            alive, notifier = self.settings.limits.keep_alive, self.store.notifier
+            return EventStream(
+                chunks=follow(notifier, experiment_id, after, read=read, allowed=ask.allowed, alive_every=alive)
+            )
         if first.events or first.state.terminal or not self._wait(ask):
             return first
 
         def news(found: tuple[str, EventPage]) -> bool:
             return bool(found[1].events) or found[1].state is not first.state
 
-        return (await self._until(ask, question, news, self._wait(ask), experiment_topic(experiment_id)))[1]
+        return (await self._until(ask, question, news, self._wait(ask), events_topic(experiment_id)))[1]
 
     async def send_event(self, ask: Ask) -> Event:
         """Append an event."""
@@ -321,10 +348,10 @@ class Desk:
 
     async def poll(self, ask: Ask) -> Poll:
         """What an executor is to be told; asking is its sign of life."""
-        after, journal, limit = ask.query.get("after", 0), ask.needed("journal"), self.settings.limits.page
+        after, journal, limits = ask.query.get("after", 0), ask.needed("journal"), self.settings.limits
 
         def question(tx: Tx) -> tuple[Any, Poll]:
-            return journals.poll(tx, ask.executor, journal, after, limit)
+            return journals.poll(tx, ask.executor, journal, after, limit=limits.page, most_bytes=limits.page_bytes)
 
         row, first = await self.store.read(question)
         if journals.wants_sign(row, first.server_time):
@@ -343,7 +370,7 @@ class Desk:
         def news(found: tuple[Any, Poll]) -> bool:
             return bool(found[1].events) or (found[1].cancel is not None and first.cancel is None)
 
-        topics = experiment_topic(row.experiment_id), deployment_topic(row.id)
+        topics = events_topic(row.experiment_id), deployment_topic(row.id)
         return (await self._until(ask, question, news, wait, *topics))[1]
 
     # --- inside ------------------------------------------------------------------------------------------------------

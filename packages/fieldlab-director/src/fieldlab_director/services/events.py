@@ -9,6 +9,7 @@ from fieldlab_common.protocol import EventPage, SendEvent
 
 from fieldlab_director.services.experiments import find
 from fieldlab_director.services.identity import UserCaller
+from fieldlab_director.services.streams import fitting
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
 from fieldlab_director.store.states import append_event
@@ -48,12 +49,14 @@ def send_event(tx: Tx, caller: UserCaller, experiment: str, request: SendEvent) 
     return append_event(tx, row.id, Event(name=request.name, data=request.data, sent_at=tx.now, key=key))
 
 
-def events(tx: Tx, caller: UserCaller, experiment: str, *, after: int, limit: int) -> tuple[str, EventPage]:
+def events(
+    tx: Tx, caller: UserCaller, experiment: str, *, after: int, limit: int, most_bytes: int
+) -> tuple[str, EventPage]:
     """The id of the experiment, and its events after a cursor.
 
     Raises:
         NotFound.
     """
     row = find(tx, caller, experiment)
-    found = tuple(tx.all(queries.EVENTS, Event, experiment_id=row.id, after=after, limit=limit))
+    found = fitting(tuple(tx.all(queries.EVENTS, Event, experiment_id=row.id, after=after, limit=limit)), most_bytes)
     return row.id, EventPage(events=found, cursor=(found[-1].number or after) if found else after, state=row.state)

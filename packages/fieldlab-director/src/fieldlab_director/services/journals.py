@@ -39,6 +39,7 @@ from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
 from fieldlab_director.services.outcome import move
+from fieldlab_director.services.streams import fitting
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, experiment_topic
@@ -172,7 +173,9 @@ def wants_sign(row: DeploymentRow, now: float) -> bool:
     return row.last_seen is None or now - row.last_seen >= SEEN_EVERY or row.state in (_D.LAUNCHING, _D.UNREACHABLE)
 
 
-def poll(tx: Tx, caller: ExecutorCaller, journal: str, after: int, limit: int) -> tuple[DeploymentRow, Poll]:
+def poll(
+    tx: Tx, caller: ExecutorCaller, journal: str, after: int, *, limit: int, most_bytes: int
+) -> tuple[DeploymentRow, Poll]:
     """What an executor that has everything up to event ``after`` is to be told.
 
     Raises:
@@ -182,6 +185,7 @@ def poll(tx: Tx, caller: ExecutorCaller, journal: str, after: int, limit: int) -
     if row.journal_id != journal or caller.epoch != row.epoch:
         raise ClaimRefused(f"This journal does not hold deployment {row.name!r}.")
     events = tuple(tx.all(queries.EVENTS, Event, experiment_id=row.experiment_id, after=after, limit=limit))
+    events = fitting(events, most_bytes)
     stop = row.cancel_requested is not None or row.state is _D.CANCELLED
     return row, Poll(
         events=events,

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-__all__ = ["LINE", "WORK", "Notifier", "Store", "Tx", "Watch", "deployment_topic", "experiment_topic"]
+__all__ = ["LINE", "WORK", "Notifier", "Store", "Tx", "Watch", "deployment_topic", "events_topic", "experiment_topic"]
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -27,8 +27,13 @@ LINE = "line"  # the topic of the line for nodes: one may have become free, or s
 
 
 def experiment_topic(experiment_id: str) -> str:
-    """The topic of everything that readers of an experiment wait for: its records, events and states."""
+    """The topic of what readers of an experiment wait for, but its events: its records, artifacts and states."""
     return f"experiment:{experiment_id}"
+
+
+def events_topic(experiment_id: str) -> str:
+    """The topic of an experiment's events, for readers and executors: of these there are many, and logs wake none."""
+    return f"events:{experiment_id}"
 
 
 def deployment_topic(deployment_id: str) -> str:

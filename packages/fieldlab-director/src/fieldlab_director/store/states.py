@@ -16,7 +16,7 @@ from fieldlab_common.events import DEPLOYMENT, Event
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
 
 from fieldlab_director.store import queries
-from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic, experiment_topic
+from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic, events_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 
 __all__ = ["append_event", "append_records", "set_deployment_state", "set_experiment_state"]
@@ -35,7 +35,7 @@ def append_event(tx: Tx, experiment_id: str, event: Event) -> Event:
     stored = replace(event, number=number, key=event.key or f"director:{number}")
     values: dict[str, Any] = dict(vars(stored), experiment_id=experiment_id)
     tx.execute(queries.ADD_EVENT, **values)
-    tx.notify(experiment_topic(experiment_id))
+    tx.notify(events_topic(experiment_id))
     return stored
 
 
@@ -90,5 +90,5 @@ def set_experiment_state(tx: Tx, row: ExperimentRow, new: ExperimentState, *, me
     fields = {"state": new, "message": message or row.message, "started": started, "ended": ended}
     if not tx.execute(queries.MOVE_EXPERIMENT, guard_id=row.id, guard_state=row.state, **fields):
         raise IllegalTransition(f"Experiment {row.name!r} is no longer {row.state.value}; read it again.")
-    tx.notify(experiment_topic(row.id), WORK)
+    tx.notify(experiment_topic(row.id), events_topic(row.id), WORK)
     return replace(row, state=new, message=message or row.message, started=started, ended=ended)
