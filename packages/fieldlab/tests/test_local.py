@@ -122,6 +122,38 @@ def test_an_experiment_plays_every_node_with_one_event_log() -> None:
     assert run.results["pi-2"]["meet"].value == (["pi-1", "pi-2"], "roof")
 
 
+def test_each_round_has_a_barrier_and_a_gate_of_its_own() -> None:
+    """Two nodes, three rounds: one sends on after each barrier, the other takes it at a gate before the next."""
+
+    @fl.task
+    def give(*, ctx: fl.TaskContext) -> int:
+        number: int = ctx.store.get("given", 0)
+        ctx.store["given"] = number + 1
+        ctx.events.send("go", number)
+        return number
+
+    @fl.task
+    def meet(*, ctx: fl.TaskContext) -> list[str]:
+        ctx.events.send("before", ctx.iteration)
+        ctx.barrier("met")
+        return [f"{e.sender}{e.data}" for e in ctx.events.wait("before", count=2 * ctx.iteration + 2, timeout=60)]
+
+    with fl.DAG("round") as sending:
+        give().after(fl.barrier("start"))
+    with fl.DAG("round") as taking:
+        fl.wait_for("go", timeout=60).after(fl.barrier("start"))
+    experiment = fl.Experiment("e")
+    for inner, name in ((sending, "a"), (taking, "b")):
+        with fl.DAG(name) as dag:
+            fl.repeat(meet(), every=0, times=3).after(fl.repeat(inner(), every=0, times=3).named("rounds"))
+        experiment.map(dag, fl.Node.dummy(name))
+    run = fl.run(experiment)
+    assert run.state is fl.ExperimentState.SUCCEEDED, run.results
+    assert run.results["a"]["rounds"].value == run.results["b"]["rounds"].value == [0, 1, 2]
+    for seen in run.results["a"]["meet"].value, run.results["b"]["meet"].value:
+        assert [set(one) for one in seen] == [{f"{who}{n}" for who in "ab" for n in range(up + 1)} for up in range(3)]
+
+
 def test_a_run_can_be_talked_to_and_cancelled_while_it_goes_on() -> None:
     with fl.DAG("d") as dag:
         go = fl.wait_for("go")

@@ -256,6 +256,58 @@ def test_a_gate_opens_by_a_person_or_by_another_node_and_fails_by_its_timeout():
     assert (late.status, late.reason, late.ended - late.started) == (StepState.FAILED, Reason.RAISED, 100)
 
 
+def looped(*steps, times=3):
+    """A DAG that repeats another, in which what ``steps`` make stands one behind the other."""
+    with fl.DAG("round") as inner:
+        previous = None
+        for make in steps:
+            step = make()
+            previous = step if previous is None else step.after(previous)
+    with fl.DAG("d") as dag:
+        fl.repeat(inner(), every=1, times=times)
+    return dag
+
+
+def test_each_round_of_a_repeated_dag_has_a_barrier_of_its_own():
+    slow = {("n-0", "round/probe"): 1.0, ("n-1", "round/probe"): 10.0}
+    result = fl.simulate(
+        on(looped(probe, lambda: fl.barrier("start"), lambda: probe().named("after")), 2), durations=slow
+    )
+    assert result.state is ExperimentState.SUCCEEDED
+    for number in (0, 1, 2):  # the fast one waits for the slow one in every round
+        came = [row.at for row in result.timeline.of("n-1", f"round[{number}]/barrier") if row.state == "running"]
+        went = [row.at for row in result.timeline.of("n-0", f"round[{number}]/after") if row.state == "running"]
+        assert went >= came
+
+
+def test_a_barrier_of_a_later_round_that_one_party_does_not_come_to_is_found():
+    experiment = fl.Experiment("e").map(looped(lambda: fl.barrier("start")), fl.Node.dummy("long"))
+    experiment.map(looped(lambda: fl.barrier("start"), times=2), fl.Node.dummy("short"))
+    result = fl.simulate(experiment)
+    (finding,) = [one for one in result.findings if one.kind == "barrier"]
+    assert finding.missing == ("short (succeeded)",)
+    assert "'start' in round 2 never fills" in finding.message
+    assert result.results["long"]["round/barrier"].reason is Reason.BARRIER_BROKEN
+
+
+def test_each_round_of_a_repeated_dag_waits_at_its_gate_for_an_event_of_its_own():
+    gated = fl.Node.dummy("gated")
+    enough = fl.Experiment("e").map(looped(lambda: fl.wait_for("go")), gated)
+    enough.map(looped(probe, lambda: fl.send("go")), fl.Node.dummy("s"))
+    result = fl.simulate(enough, durations={"*": 20.0})
+    assert result.state is ExperimentState.SUCCEEDED
+    opened = [
+        row.at
+        for row in result.timeline.of("gated")
+        if row.state == "succeeded" and str(row.step).endswith("]/wait_for")
+    ]
+    assert [round(at / 20.0) for at in opened] == [1, 2, 3]
+    few = fl.Experiment("e").map(looped(lambda: fl.wait_for("go")), gated)
+    few.map(looped(probe, lambda: fl.send("go"), times=2), fl.Node.dummy("s"))
+    (finding,) = [one for one in fl.simulate(few).findings if one.kind == "gate"]
+    assert "event number 3 of that name" in finding.message
+
+
 def test_conditions_and_lengths_take_stand_ins():
     with fl.DAG("d") as dag:
         first = probe()

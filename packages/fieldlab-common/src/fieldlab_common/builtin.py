@@ -181,7 +181,7 @@ class WaitFor(Task[Any]):
 
     def run(self, name: str, timeout: float | None, after: int, *, ctx: TaskContext) -> Any:
         """Wait for the event."""
-        return ctx.events.wait(name, after=after, timeout=timeout)[-1].data
+        return ctx.gate(name, after=after, timeout=timeout).data
 
 
 class Send(Task[None]):
@@ -254,7 +254,8 @@ def value(given: Any) -> Step[Any]:
 def wait_for(name: str | Arg, *, timeout: float | str | None = None, after: int = 0) -> Step[Any]:
     """A gate: a step that ends when the event comes (also if it came before); its value is the event's data.
 
-    It fails after ``timeout`` seconds. ``after``: only events with a higher number count.
+    It fails after ``timeout`` seconds. ``after``: only events with a higher number count. In a DAG that is repeated,
+    each round waits for an event of its own: the next of that name.
     """
     seconds = None if timeout is None else parse_duration(timeout)
     return _waiting(WaitFor()(_event_name(name), seconds, after))
@@ -269,7 +270,8 @@ def barrier(name: str | Arg, *, parties: int | str = "all", timeout: float | str
     """A step that ends when all ``parties`` have come: a number, ``"all"`` deployments, or a role.
 
     It fails with BarrierBroken when it can no longer fill, and after ``timeout`` seconds. A number needs a timeout:
-    only of deployments by name is it known that they will not come.
+    only of deployments by name is it known that they will not come. In a DAG that is repeated, each round has a barrier
+    of its own; the items of ``fl.map`` are several parties of one.
     """
     seconds = None if timeout is None else parse_duration(timeout)
     check_parties(parties, seconds)

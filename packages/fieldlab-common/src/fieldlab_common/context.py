@@ -164,8 +164,20 @@ class TaskContext(ABC):
         """Say that this background step does its work now: the steps that run during it may start."""
 
     @abstractmethod
+    def gate(self, name: str, *, after: int = 0, timeout: float | None = None) -> Event:
+        """Wait for the event that opens a gate, as ``fl.wait_for`` does: one of that name, numbered above ``after``.
+
+        In a step or a DAG that is repeated, each round's gate opens with the next such event.
+
+        Raises:
+            WaitTimeout: none came within ``timeout`` seconds.
+        """
+
+    @abstractmethod
     def barrier(self, name: str, parties: int | str = "all", timeout: float | None = None) -> None:
         """Wait until ``parties`` (a number, ``"all"`` deployments, or a role) have come to the barrier.
+
+        In a step or a DAG that is repeated, each round has a barrier of its own.
 
         Raises:
             BarrierBroken: it can no longer fill; says who is missing.

@@ -11,14 +11,30 @@ Names of steps hold none of ``/[]~`` (``step.check_name``), so no path can be re
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-__all__ = ["SEPARATOR", "Part", "below", "inside", "iteration_of", "join", "parts_of", "plain", "split"]
+__all__ = [
+    "SEPARATOR",
+    "Part",
+    "Round",
+    "below",
+    "inside",
+    "iteration_of",
+    "join",
+    "parts_of",
+    "place",
+    "plain",
+    "split",
+    "untried",
+]
 
 SEPARATOR = "/"
 _MARKS = re.compile(r"(?:\[\d+\])?(?:~\d+)?(?=/|$)")
+_TRIES = re.compile(r"~\d+(?=/|$)")
 _PART = re.compile(r"([^/\[\]~]+)(?:\[(\d{1,9})\])?(?:~(\d{1,9}))?")
 
 Part = tuple[str, int | None, int]  # a step's name, its iteration, its attempt
+Round = tuple[int, ...]  # see ``place``
 
 
 def join(scope: str, name: str) -> str:
@@ -41,6 +57,34 @@ def split(path: str) -> tuple[str, str]:
 def plain(path: str) -> str:
     """The path without iterations and attempts."""
     return _MARKS.sub("", path) if "[" in path or "~" in path else path
+
+
+def untried(path: str) -> str:
+    """The path without attempts: where a step stands, whichever time the DAGs around it are tried."""
+    return _TRIES.sub("", path) if "~" in path else path
+
+
+def place(path: str, iteration: int | None, repeated: Callable[[str], bool]) -> tuple[str, Round]:
+    """Where a step stands among what is repeated: its path without rounds and attempts, and its *round*.
+
+    ``repeated``: whether the step at a plain path is repeated. Each time that such a step runs is a round; the items
+    of a fan-out are not, they stand side by side. The round has the number of each repeated step on the way and of
+    the step itself, outermost first, and no zeros at its end: the first round is the same as no repeating at all.
+    """
+    if "[" not in path and not iteration:
+        return untried(path), ()
+    numbers: list[int] = []
+    fixed = plainly = ""
+    *around, (name, _, _) = parts_of(path) or ((path, None, 1),)
+    for step, number, _ in (*around, (name, iteration, 1)):
+        plainly, fixed = join(plainly, step), join(fixed, step)
+        if number is not None and repeated(plainly):
+            numbers.append(number)
+        else:
+            fixed = inside(fixed, number)
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return fixed, tuple(numbers)
 
 
 def below(path: str, other: str) -> bool:

@@ -20,7 +20,8 @@ from fieldlab_common.errors import (
     TooLarge,
     UnknownNameError,
 )
-from fieldlab_common.events import BARRIER, DEPLOYMENT, MAX_EVENT_BYTES, RESERVED_PREFIX
+from fieldlab_common.events import BARRIER, DEPLOYMENT, MAX_EVENT_BYTES, RESERVED_PREFIX, Gates, arrival
+from fieldlab_common.paths import Round
 
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.eventlog import EventBook, as_json
@@ -37,6 +38,7 @@ STORE_BYTES = 16 * 1024 * 1024
 class Deployment(Protocol):
     """What the answers need of the supervisor."""
 
+    name: str
     book: EventBook
     secrets: Secrets
 
@@ -52,6 +54,9 @@ class Deployment(Protocol):
     def said(self, attempt: Attempt, stream: str, text: str) -> None:
         """The attempt logged something."""
 
+    def place_of(self, attempt: Attempt) -> tuple[str, Round]:
+        """Where the attempt stands among what is repeated: there, and in which round."""
+
     def result_of(self, attempt: Attempt, step: str) -> dict[str, Any] | None:
         """What may be known now of the result of a step that the attempt names; None: there is no such step."""
 
@@ -64,7 +69,7 @@ class Answers:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._arrived: set[tuple[str, str, int]] = set()
+        self._gates = Gates()
         self._store: dict[str, Any] = {}
         self._store_bytes = 0
         self._handlers: Mapping[str, Callable[[Attempt, dict[str, Any]], dict[str, Any] | None]] = {
@@ -72,6 +77,7 @@ class Answers:
             "events": self._events,
             "latest": self._latest,
             "count": self._count,
+            "gate": self._gate,
             "barrier": self._barrier,
             "forget": self._forget,
             "input": self._input,
@@ -141,6 +147,21 @@ class Answers:
     def _count(self, attempt: Attempt, ask: dict[str, Any]) -> dict[str, Any]:
         return {"count": self._deployment.book.count(ask["name"])}
 
+    def _gate(self, attempt: Attempt, ask: dict[str, Any]) -> None:
+        name, after = str(ask["name"]), int(ask["after"])
+        place, round = self._deployment.place_of(attempt)
+        position = self._gates.mark(place, name, round)
+
+        def look() -> bool:
+            nonlocal position
+            found, position = self._deployment.book.since(position, name, after, most=1)
+            if found:
+                self._gates.opened(place, name, position)
+                self._came(attempt, ask, {"event": as_json(found[0])})
+            return bool(found)
+
+        self._wait(attempt, ask, (name,), look)
+
     def _barrier(self, attempt: Attempt, ask: dict[str, Any]) -> None:
         name, parties = ask["name"], ask["parties"]
         if not isinstance(name, str) or not 0 < len(name) <= 200:
@@ -151,13 +172,14 @@ class Answers:
             or (isinstance(parties, int) and parties < 1)
         ):
             raise DefinitionError(f"parties={parties!r}: it is a number from 1, 'all', or a role.")
-        party = (name, attempt.job["step"], attempt.job["iteration"] or 0)
-        if party not in self._arrived:
-            self._arrived.add(party)
-            self._deployment.send_event(attempt, BARRIER, {"barrier": name}, len(name))
+        book, round = self._deployment.book, self._deployment.place_of(attempt)[1]
+        if not book.arrivals.has(
+            name, round, self._deployment.name, attempt.job["step"], attempt.job["iteration"] or 0
+        ):
+            self._deployment.send_event(attempt, BARRIER, arrival(name, round), len(name))
 
         def look() -> bool:
-            view = self._deployment.book.barrier(name, parties)
+            view = book.barrier(name, parties, round)
             if view.open or view.broken:
                 missing = [] if view.open else list(view.missing_for_good)
                 self._came(attempt, ask, {"arrived": list(view.arrived), "missing": missing})
@@ -170,7 +192,8 @@ class Answers:
         question = attempt.questions.pop(ask["number"], {})
         if question.get("op") != "barrier":
             return {"seen": {}}
-        view = self._deployment.book.barrier(question["name"], question["parties"])
+        round = self._deployment.place_of(attempt)[1]
+        view = self._deployment.book.barrier(question["name"], question["parties"], round)
         return {"seen": {"arrived": list(view.arrived), "needed": view.needed}}
 
     def _wait(self, attempt: Attempt, ask: dict[str, Any], names: tuple[str, ...], look: Callable[[], bool]) -> None:

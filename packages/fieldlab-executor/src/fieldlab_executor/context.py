@@ -384,6 +384,15 @@ class Context(TaskContext):
     def ready(self) -> None:
         self._connection.write({"op": "ready"})
 
+    def gate(self, name: str, *, after: int = 0, timeout: float | None = None) -> Event:
+        try:
+            return _event(self._connection.ask("gate", name=name, after=after, timeout=timeout)["event"])
+        except WaitTimeout:
+            raise WaitTimeout(
+                f"No event {name!r} came within {timeout:g} s.",
+                advice="Give it more time, or see whether its sender runs.",
+            ) from None
+
     def barrier(self, name: str, parties: int | str = "all", timeout: float | None = None) -> None:
         check_parties(parties, timeout)
         try:

@@ -5,7 +5,7 @@ not delivered again (``Event.key`` tells it). Waiters name a position in this lo
 that nothing is missed or doubled between two questions of theirs.
 
 Bound: the log holds at most ``MAX_BYTES`` of data; of older events only their number by name is kept, and a
-waiter that comes late does not see them. Events that barriers are decided by are small, and all kept.
+waiter that comes late does not see them. What barriers are decided by is kept apart (``events.Arrivals``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fieldlab_common.events import BARRIER, DEPLOYMENT, BarrierView, Event, Member, barrier_view
+from fieldlab_common.events import Arrivals, BarrierView, Event, Member
+from fieldlab_common.paths import Round
 
 __all__ = ["EventBook", "Waiter", "as_json"]
 
@@ -44,7 +45,7 @@ class EventBook:
         self._provisional: dict[str, int] = {}  # key -> position
         self._counts: dict[str, int] = {}
         self._latest: dict[str, Event] = {}
-        self._decisive: dict[str, Event] = {}  # by key or number: what barriers are decided by
+        self.arrivals = Arrivals()  # what barriers are decided by
         self._waiters: list[Waiter] = []
 
     def add(self, event: Event, size: int = 0) -> None:
@@ -59,8 +60,7 @@ class EventBook:
         self._bytes += size + _OVERHEAD
         self._counts[event.name] = self._counts.get(event.name, 0) + 1
         self._latest[event.name] = event
-        if event.name in (BARRIER, DEPLOYMENT):
-            self._decisive[event.key or f"#{event.number}"] = event
+        self.arrivals.add(event)
         if self._bytes > self._most:
             self._forget()
         self._tell(event.name)
@@ -122,9 +122,9 @@ class EventBook:
         """How many of that name there were."""
         return self._counts.get(name, 0)
 
-    def barrier(self, name: str, parties: int | str) -> BarrierView:
+    def barrier(self, name: str, parties: int | str, round: Round) -> BarrierView:
         """How the barrier stands."""
-        return barrier_view(name, parties, self._decisive.values(), self.members)
+        return self.arrivals.view(name, parties, self.members, round)
 
 
 def as_json(event: Event) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class Known:
         """What the step at ``path`` is; KeyError if there is none."""
         return self._specs[paths.plain(path)]
 
+    def place(self, path: str, iteration: int | None) -> tuple[str, paths.Round]:
+        """Where an attempt stands among what is repeated (``paths.place``)."""
+        return paths.place(path, iteration, lambda plain: self._specs[plain].repeat is not None)
+
     def returned(self, step: str, iteration: int | None, handle: Any) -> None:
         """A step, or an iteration of it, gave a value."""
         scope, name = paths.split(step)

@@ -24,6 +24,7 @@ from typing import Any
 from fieldlab_common.deployment import Graph
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
+from fieldlab_common.paths import Round
 from fieldlab_common.protocol import (
     INLINE_VALUE_BYTES,
     ArtifactLost,
@@ -93,7 +94,7 @@ class Supervisor:
     ) -> None:
         self.folder = folder
         self.book = EventBook()
-        self.journal_id = ""
+        self.name = self.journal_id = ""  # the deployment's, the journal's
         self.steps_cpu = 0.0
         self._told_cpu: dict[int, float] = {}  # of children that said so themselves, and whose exit will follow
         self._loop = loop
@@ -151,7 +152,7 @@ class Supervisor:
 
     def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
         """Run the deployment; the spawner is warm, and every blob is in its folder."""
-        self._claim = claim
+        self.name = claim.deployment.name
         self.secrets = Secrets(claim.secrets)
         self._known = Known(graph)
         self._reporting = claim.settings.reporting
@@ -427,13 +428,17 @@ class Supervisor:
         event = Event(
             name=name,
             data=data,
-            sender=self._claim.deployment.name,
+            sender=self.name,
             step=step,
             iteration=iteration,
             sent_at=self.now(),
             key=f"{self.journal_id}:{number}",
         )
         self.book.add(event, size)
+
+    def place_of(self, attempt: Attempt) -> tuple[str, Round]:
+        """Where the attempt stands among what is repeated."""
+        return self._known.place(attempt.job["step"], attempt.job["iteration"])
 
     def result_of(self, attempt: Attempt, step: str) -> dict[str, Any] | None:
         """What may be known now of the result of a step that the attempt names."""

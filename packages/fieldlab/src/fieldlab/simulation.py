@@ -25,7 +25,7 @@ from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment, StepSpec
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import DefinitionError
-from fieldlab_common.events import BARRIER, DEPLOYMENT, Event
+from fieldlab_common.events import BARRIER, DEPLOYMENT, Event, Gates, arrival
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import StepRecord
@@ -35,7 +35,7 @@ from fieldlab_executor import machine as m
 from fieldlab.here import this_node
 from fieldlab.ship import PYTHON, Blobs, Shipment, require_sound
 from fieldlab.simulated import Row, SimulatedStep, Simulation, Timeline
-from fieldlab.stage import Away, Settings, Stage, topic_of
+from fieldlab.stage import Away, Settings, Stage, barrier_topic, topic_of
 from fieldlab.standins import Answer, Duration, Name, Outcome, StandIn, StandIns
 from fieldlab.virtual import Network
 
@@ -226,7 +226,8 @@ class _Executor:
         self._attempts: dict[m.Key, _Attempt] = {}
         self._timers: dict[str, m.SetTimer] = {}
         self._own: list[Event] = []  # sent, and not yet seen in the director's log
-        self._came: set[tuple[str, str, int]] = set()
+        self._came: set[tuple[Any, ...]] = set()
+        self._gates = Gates()
         self._outbox = _Outbox()
         self._events = 0
         self._performers: dict[type, Callable[[Any], None]] = {
@@ -412,28 +413,36 @@ class _Executor:
         if len(box.messages) > upto:
             self._ship()
 
+    def _place(self, key: m.Key) -> tuple[str, paths.Round]:
+        return paths.place(key.step, key.iteration, lambda plain: self._parts[plain].spec.repeat is not None)
+
     def _wait_at_gate(self, attempt: _Attempt, name: str, timeout: float | None, after: int) -> None:
-        self._stage.gates.setdefault((name, after), []).append(self.deployment.name)
+        place, round = self._place(attempt.key)
+        mark = self._gates.mark(place, name, round)
+        self._stage.gates.setdefault((name, after, mark), []).append(self.deployment.name)
 
         def look() -> m.Outcome | None:
-            events = self._stage.log.get(name, [])[: self._stage.seen(name, self.cursor)]
-            numbered = bool(events) and (events[-1].number or 0) > after
-            own = any(event.name == name for event in self._own)
-            return attempt.part.well if numbered or own else None
+            came = self._stage.seen(name, self.cursor) - self._stage.seen(name, after)
+            came += sum(event.name == name for event in self._own)
+            if came <= mark:
+                return None
+            self._gates.opened(place, name, mark + 1)
+            return attempt.part.well
 
         self._wait(attempt, (name,), look, timeout, f"No event {name!r} came")
 
     def _come_to_barrier(self, attempt: _Attempt, name: str, parties: int | str, timeout: float | None) -> None:
-        party = (name, attempt.key.step, attempt.key.iteration or 0)
-        topic = f"{BARRIER}:{name}"
+        round = self._place(attempt.key)[1]
+        party = (name, round, paths.untried(attempt.key.step), attempt.key.iteration or 0)
+        topic = barrier_topic(name, round)
         if party not in self._came:
             self._came.add(party)
-            self._stage.barriers.setdefault((name, parties), []).append(self.deployment.name)
-            self._send(attempt.key, BARRIER, {"barrier": name})
+            self._stage.barriers.setdefault((name, parties, round), []).append(self.deployment.name)
+            self._send(attempt.key, BARRIER, arrival(name, round))
 
         def look() -> m.Outcome | None:
             own = tuple(event for event in self._own if topic_of(event) == topic)
-            view = self._stage.barrier(name, parties, self.cursor, own)
+            view = self._stage.barrier(name, parties, round, self.cursor, own)
             if view.broken:
                 missing = ", ".join(view.missing_for_good)
                 return _failed(Reason.BARRIER_BROKEN, f"The barrier {name!r} can no longer fill; missing: {missing}.")

@@ -33,13 +33,14 @@ from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import DefinitionError, UnknownNameError
 from fieldlab_common.events import BARRIER, DEPLOYMENT, BarrierView, Event, Member, barrier_view
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
+from fieldlab_common.paths import Round
 
 from fieldlab.simulated import Finding, Row, SimulatedDeployment, SimulatedStep
 from fieldlab.standins import Duration, span
 from fieldlab.text import closest, counted, listed
 from fieldlab.virtual import Line, Network, Party, VirtualTime
 
-__all__ = ["WITHIN", "Away", "Player", "Settings", "Stage", "topic_of"]
+__all__ = ["WITHIN", "Away", "Player", "Settings", "Stage", "barrier_topic", "topic_of"]
 
 WITHIN = 3600.0  # when nodes are lost, or cannot be reached, if that is drawn, in seconds
 EVERY = "*"
@@ -126,8 +127,10 @@ class Stage:
         self.rows: list[Row] = []
         self.log: dict[str, list[Event]] = {}  # by topic, each in the director's order
         self.waiting: dict[str, dict[str, None]] = {}  # topic -> the deployments that wait for something of it
-        self.barriers: dict[tuple[str, int | str], list[str]] = {}  # that were come to, and by whom
-        self.gates: dict[tuple[str, int], list[str]] = {}  # that were waited at, and by whom
+        self.barriers: dict[tuple[str, int | str, Round], list[str]] = {}  # that were come to, and by whom
+        # That were waited at, and by whom: the event's name, the number that it has to be above, and how many of its
+        # name opened the gate in earlier rounds.
+        self.gates: dict[tuple[str, int, int], list[str]] = {}
         self.numbers: dict[str, int] = {}  # of events, by key
         self.state = _E.PREPARING
         self._seed, self._settings = seed, settings
@@ -357,16 +360,16 @@ class Stage:
         """How many events of a topic stand at or before ``cursor``."""
         return bisect.bisect_right(self.log.get(topic, []), cursor, key=lambda event: event.number or 0)
 
-    def barrier(self, name: str, parties: int | str, cursor: int, own: tuple[Event, ...]) -> BarrierView:
+    def barrier(self, name: str, parties: int | str, round: Round, cursor: int, own: tuple[Event, ...]) -> BarrierView:
         """How a barrier stands for who has seen the log up to ``cursor``, and events of its own."""
-        topic = f"{BARRIER}:{name}"
+        topic = barrier_topic(name, round)
         arrived, ended = self.seen(topic, cursor), self.seen(DEPLOYMENT, cursor)
-        key = (name, parties, arrived, ended, tuple(event.key for event in own))
+        key = (topic, parties, arrived, ended, tuple(event.key for event in own))
         if key not in self._views:
             if len(self._views) > _MOST_VIEWS:
                 self._views.clear()
             log = [*self.log.get(topic, [])[:arrived], *own, *self.log.get(DEPLOYMENT, [])[:ended]]
-            self._views[key] = barrier_view(name, parties, log, self._members)
+            self._views[key] = barrier_view(name, parties, log, self._members, round)
         return self._views[key]
 
     # --- what a simulation says
@@ -390,11 +393,12 @@ class Stage:
 
     def findings(self, ended: Mapping[str, SimulatedDeployment], whole: bool) -> list[Finding]:
         """What is probably not meant. ``whole``: nothing was left to happen."""
-        found = [f for (name, parties), who in self.barriers.items() if (f := self._unfilled(name, parties, who))]
-        for (name, after), who in self.gates.items():
-            if self._last(name) <= after:
+        found = [f for barrier, who in self.barriers.items() if (f := self._unfilled(*barrier, who))]
+        for (name, after, before), who in self.gates.items():
+            if len(self.log.get(name, ())) - self.seen(name, after) <= before:
                 names = self._ordered(who)
-                text = f"Nobody opens the gate {name!r}: {listed(names, 4)} waited for an event that nobody sent."
+                what = f"event number {before + 1} of that name" if before else "an event"
+                text = f"Nobody opens the gate {name!r}: {listed(names, 4)} waited for {what} that nobody sent."
                 found.append(Finding(kind="gate", name=name, message=text, deployments=names))
         idle = [] if self._abandoned else _never_ran(ended)
         return [*self._not_started(), *found, *idle, *self._unfinished(whole)]
@@ -405,8 +409,8 @@ class Stage:
         failed = tuple(name for name, one in self._standing.items() if one.state is _D.FAILED)
         return [Finding(kind="not_started", name="", message=self._abandoned, deployments=failed)]
 
-    def _unfilled(self, name: str, parties: int | str, who: list[str]) -> Finding | None:
-        view = self.barrier(name, parties, len(self.numbers), ())
+    def _unfilled(self, name: str, parties: int | str, round: Round, who: list[str]) -> Finding | None:
+        view = self.barrier(name, parties, round, len(self.numbers), ())
         if view.open:
             return None
         every = isinstance(parties, int) or parties == "all"
@@ -415,7 +419,8 @@ class Stage:
         who_not = f"missing: {listed(missing)}" if wanted else f"no deployment has the role {parties!r}"
         if wanted and not missing:
             who_not = "there are no more"
-        text = f"The barrier {name!r} never fills: it needs {view.needed}, came: {listed(view.arrived, 4)}; {who_not}."
+        barrier = f"{name!r}" + (f" in round {'.'.join(map(str, round))}" if round else "")
+        text = f"The barrier {barrier} never fills: it needs {view.needed}, came: {listed(view.arrived, 4)}; {who_not}."
         return Finding(kind="barrier", name=name, message=text, deployments=self._ordered(who), missing=missing)
 
     def _ordered(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -455,10 +460,15 @@ def _never_ran(ended: Mapping[str, SimulatedDeployment]) -> list[Finding]:
 def topic_of(event: Event) -> str:
     """Under what an event is kept, and waited for: its name; a barrier's by barrier, a deployment's end by itself."""
     if event.name == BARRIER:
-        return f"{BARRIER}:{event.data['barrier']}"
+        return barrier_topic(event.data["barrier"], tuple(event.data.get("round", ())))
     if event.name == DEPLOYMENT and not DeploymentState(event.data["state"]).terminal:
         return f"{DEPLOYMENT}:under way"  # no barrier's fate depends on it
     return event.name
+
+
+def barrier_topic(name: str, round: Round) -> str:
+    """Under what arrivals at a barrier are kept."""
+    return f"{BARRIER}:{round}:{name}" if round else f"{BARRIER}:{name}"
 
 
 def _spans(name: str, away: Away) -> list[tuple[float, float]]:
