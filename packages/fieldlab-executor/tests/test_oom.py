@@ -83,10 +83,17 @@ def test_the_counter_of_the_own_group_is_believed_before_the_machines(
     own.parent.mkdir(parents=True)
     for file in (machine, own):
         file.write_text("oom_kill 3\n")
-    seen = OutOfMemory(tmp_path / "proc", tmp_path / "groups")
-    assert not seen.happened()
+    seen = OutOfMemory(proc=tmp_path / "proc", cgroups=tmp_path / "groups")
+    assert not seen.happened(0.0)
     machine.write_text("oom_kill 4\n")
-    assert seen.happened() is (counters is None)
+    assert seen.happened(10.0) is (counters is None)
     own.write_text("low 0\noom_kill 4\n")
-    assert seen.happened() is (counters is not None)
-    assert not seen.happened()
+    assert seen.happened(20.0) is (counters is not None)
+
+
+def test_several_that_the_kernel_ends_at_once_are_all_told_so_and_a_later_one_is_not(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom 2\noom_kill 0\n")
+    seen = OutOfMemory(events)
+    events.write_text("oom 4\noom_kill 2\n")
+    assert [seen.happened(now) for now in (5.0, 5.1, 60.0)] == [True, True, False]

@@ -116,6 +116,7 @@ class Attempt:
         self.data = b""
         self.fault = ""  # what the child said that is no frame
         self.killed = False  # by the supervisor
+        self.over = ""  # why it was ended for want of memory
         self.started = 0.0
         self.artifacts: dict[str, None] = {}
         self.waiters: dict[int, Waiter] = {}

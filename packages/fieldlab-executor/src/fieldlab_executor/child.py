@@ -50,11 +50,12 @@ _REASONS = {"command_failed": "exit_code", "barrier_broken": "barrier_broken"}
 
 
 class _Failure(Exception):
-    """The attempt failed for ``reason``; ``error`` is the traceback as text."""
+    """The attempt failed for ``reason``; ``error`` is the traceback as text; ``code``: of a command that ended so."""
 
-    def __init__(self, reason: str, message: str, error: str = "") -> None:
+    def __init__(self, reason: str, message: str, error: str = "", code: object = None) -> None:
         super().__init__(message)
         self.reason, self.message, self.error = reason, message, error
+        self.code = code if isinstance(code, int) else None
 
 
 # --- values on the node ----------------------------------------------------------------------------------------------
@@ -261,7 +262,8 @@ def _load(job: _Job, what: str, sealed: str) -> Any:
         if isinstance(error, ModuleNotFoundError):
             advice = f" Name the distribution that has {error.name!r} in the task's packages=[...]."
         message = f"{what} could not be loaded on the node: {_say(error)}.{advice}"
-        raise _Failure("load_failed", message, _trace(error)) from error
+        reason = "out_of_memory" if isinstance(error, MemoryError) else "load_failed"
+        raise _Failure(reason, message, _trace(error)) from error
 
 
 _WARM: dict[str, Any] = {}  # in a worker: the code that it has loaded
@@ -282,7 +284,8 @@ def _call(job: _Job) -> tuple[dict[str, Any], bytes]:
     except SystemExit:
         raise
     except BaseException as error:  # whatever user code raises is the attempt's failure
-        raise _Failure(_reason(error), _say(error), _trace(error)) from error
+        code = getattr(error, "exit_code", getattr(error, "returncode", None))
+        raise _Failure(_reason(error), _say(error), _trace(error), code) from error
     try:
         handle, reference, data = job.values.keep(value, str(spec["id"]))
     except UnpicklableError as error:
@@ -346,6 +349,7 @@ def _items(job: _Job, value: Any) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):  # its own limit, not the kernel, refused: there was no memory either way
+        _make_room()
         return "out_of_memory"
     return _REASONS.get(error.code, "raised") if isinstance(error, FieldlabError) else "raised"
 
@@ -525,8 +529,18 @@ def _guarded(job: _Job) -> tuple[dict[str, Any], bytes]:
     try:
         return (_evaluate if job.job["kind"] == "evaluate" else _call)(job)
     except _Failure as failure:
-        message, error = failure.message[:MAX_MESSAGE], failure.error
-        return {"op": "result", "reason": failure.reason, "message": message, "error": error}, b""
+        found = failure
+    except MemoryError as error:  # its value could not be encoded
+        found = _Failure(_reason(error), _say(error), _trace(error))
+    answer = {"op": "result", "reason": found.reason, "message": found.message[:MAX_MESSAGE], "error": found.error}
+    return answer if found.code is None else {**answer, "code": found.code}, b""
+
+
+def _make_room() -> None:
+    """Lift a limit of memory that was reached to what was held back, so that this much can be said of it."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _end(quiet: Quiet) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fieldlab_common.node import Node
 
+from fieldlab_executor import limits
 from fieldlab_executor.interpreters import interpreters
 
 __all__ = ["addresses", "facts"]
@@ -48,6 +49,7 @@ def _properties() -> Mapping[str, Any]:
         "ipv4": lambda: _address(*_ELSEWHERE[0]),
         "ipv6": lambda: _address(*_ELSEWHERE[1]),
         "root": lambda: os.geteuid() == 0,
+        "memory_limit": limits.held,
         "distribution": _distribution,
     }
     found: dict[str, Any] = {}

@@ -1,32 +1,37 @@
 """Whether the kernel has ended a process for want of memory, by its own counters.
 
-A SIGKILL that nobody here sent and a counter that has grown since the last look are taken for one event. The cgroup's
-counter (``memory.events``, or version 1's ``memory.oom_control``) is believed before the machine's (``/proc/vmstat``),
-because others share the machine.
+A SIGKILL that nobody here sent and a counter that has just grown are taken for one event. The counter of the control
+group that was made for the steps is believed before that of the executor's own group, and this before the machine's
+(``/proc/vmstat``), because others share the machine.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 __all__ = ["OutOfMemory"]
 
 
+AT_ONCE = 1.0  # seconds: ends that are looked at within that time may have one cause
+
+
 class OutOfMemory:
-    """Remembers the counters; ``happened`` says whether they have grown since it was asked last, or made."""
+    """Remembers a counter; ``happened`` says whether it has grown lately. ``events``: the file, if it is known."""
 
-    def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
-        self._sources = [path for path in (_events(proc, cgroups), proc / "vmstat") if path is not None][:1]
-        self._seen = self._count()
+    def __init__(
+        self, events: Path | None = None, *, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        self._source = events or _events(proc, cgroups) or proc / "vmstat"
+        self._seen = _counter(self._source)
+        self._grown = -math.inf
 
-    def happened(self) -> bool:
-        """Whether a process was ended for want of memory since the last look."""
-        now = self._count()
-        grown, self._seen = now > self._seen, now
-        return grown
-
-    def _count(self) -> int:
-        return sum(_counter(path) for path in self._sources)
+    def happened(self, now: float) -> bool:
+        """Whether a process was ended for want of memory since the last look, or that look was just now."""
+        count = _counter(self._source)
+        if count > self._seen:
+            self._seen, self._grown = count, now
+        return now - self._grown <= AT_ONCE
 
 
 def _events(proc: Path, cgroups: Path) -> Path | None:

@@ -19,9 +19,13 @@ from fieldlab_common.protocol import Usage, ValueRef
 
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.instructions import Outcome
-from fieldlab_executor.oom import OutOfMemory
+from fieldlab_executor.limits import Limits
 
 __all__ = ["Large", "judge", "sudden_end"]
+
+
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # as subprocess and as a shell tell that a command was killed
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 
 
 class Large(NamedTuple):
@@ -32,16 +36,16 @@ class Large(NamedTuple):
     file: str
 
 
-def judge(attempt: Attempt, oom: OutOfMemory, now: float) -> tuple[Outcome, Large | None]:
+def judge(attempt: Attempt, limits: Limits, now: float) -> tuple[Outcome, Large | None]:
     """How the attempt ended, and the file to announce for a value that is too large for the journal."""
     result = attempt.result
     given: dict[str, Any] = {"usage": _usage(attempt), "started": attempt.started or None, "ended": now}
     if result is None:
-        reason, message = sudden_end(attempt, oom)
+        reason, message = sudden_end(attempt, limits, now)
         return Outcome(state=StepState.FAILED, reason=reason, message=message, error=attempt.errors, **given), None
     try:
         if "reason" in result:
-            reason, message, error = Reason(result["reason"]), str(result["message"]), str(result["error"])
+            reason, message, error = _failure(attempt, result, limits, now)
             return Outcome(state=StepState.FAILED, reason=reason, message=message, error=error, **given), None
         value, large = _value(attempt.data, result["value"])
         handle = result["handle"]
@@ -49,6 +53,20 @@ def judge(attempt: Attempt, oom: OutOfMemory, now: float) -> tuple[Outcome, Larg
         message = f"The process gave a malformed result: {wrong!r:.200}."
         return Outcome(state=StepState.FAILED, reason=Reason.BAD_RESULT, message=message, **given), None
     return Outcome(state=StepState.SUCCEEDED, reason=Reason.RETURNED, value=value, handle=handle, **given), large
+
+
+def _failure(attempt: Attempt, result: Mapping[str, Any], limits: Limits, now: float) -> tuple[Reason, str, str]:
+    """Why it failed by its own account, and what is known besides where that was for want of memory."""
+    reason, message, error = Reason(result["reason"]), str(result["message"]), str(result["error"])
+    if reason is Reason.OUT_OF_MEMORY:
+        message = f"{message.rstrip('.')}.{limits.refused(_peak(attempt))}"
+    elif result.get("code") in _KILLED and limits.oom.happened(now):
+        reason, message = Reason.OUT_OF_MEMORY, f"{message} {limits.ended(_peak(attempt))}"
+    return reason, message, error
+
+
+def _peak(attempt: Attempt) -> int:
+    return attempt.exit.peak if attempt.exit is not None else 0
 
 
 def _value(data: bytes, given: Mapping[str, Any]) -> tuple[ValueRef, Large | None]:
@@ -62,8 +80,10 @@ def _value(data: bytes, given: Mapping[str, Any]) -> tuple[ValueRef, Large | Non
     return ValueRef(format=format_, data=base64.b64encode(data).decode(), size=size, summary=summary), None
 
 
-def sudden_end(attempt: Attempt, oom: OutOfMemory) -> tuple[Reason, str]:
+def sudden_end(attempt: Attempt, limits: Limits, now: float) -> tuple[Reason, str]:
     """Why there is no result."""
+    if attempt.over:
+        return Reason.OUT_OF_MEMORY, attempt.over
     if attempt.fault:
         return Reason.BAD_RESULT, f"What the process sent is no message: {attempt.fault}"
     if attempt.exit is None:
@@ -71,9 +91,12 @@ def sudden_end(attempt: Attempt, oom: OutOfMemory) -> tuple[Reason, str]:
     status = attempt.exit.status
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        if number == signal.SIGKILL and not attempt.killed and oom.happened():
-            return Reason.OUT_OF_MEMORY, "The kernel ended the process: the node, or its limit, had no memory left."
-        return Reason.SIGNAL, f"{_signal_name(number)} ended the process before it gave a result."
+        if number == signal.SIGKILL and not attempt.killed and limits.oom.happened(now):
+            return Reason.OUT_OF_MEMORY, limits.ended(attempt.exit.peak)
+        said = f"{_signal_name(number)} ended the process before it gave a result."
+        if number in _CRASHES and limits.near(attempt.exit.peak):  # as code does that cannot be told that there is none
+            return Reason.OUT_OF_MEMORY, said + limits.refused(attempt.exit.peak)
+        return Reason.SIGNAL, said
     code = os.WEXITSTATUS(status)
     if attempt.cut:
         return Reason.BAD_RESULT, f"The process ended with exit code {code} amid its result: {attempt.cut} bytes came."

@@ -23,6 +23,7 @@ __all__ = [
     "Process",
     "await_any",
     "become_subreaper",
+    "below",
     "children",
     "descendants",
     "describe",
@@ -107,6 +108,17 @@ def children(pid: int) -> list[int]:
         return found
     for thread in threads:
         found += map(int, _slurp(f"/proc/{pid}/task/{thread}/children").split())
+    return found
+
+
+def below(root: int) -> list[int]:
+    """The pids of all that descends from ``root``, found without a look at every other process of the machine."""
+    found: list[int] = []
+    queue = [root]
+    for pid in queue:
+        more = children(pid)
+        found += more
+        queue += more
     return found
 
 

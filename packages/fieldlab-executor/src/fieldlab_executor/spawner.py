@@ -21,6 +21,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -34,6 +35,7 @@ __all__ = ["main"]
 
 _DEFAULT = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 _ATTEMPT = processes.ATTEMPT.encode()
+RESERVE = 16 << 20  # bytes beyond a step's limit of memory, for what is to be said when it is reached
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
@@ -41,7 +43,8 @@ SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 class Spawner:
     """The spawner's state: its socket, and the children that it has forked and not reaped."""
 
-    def __init__(self, control: socket.socket, root: str, inline: int) -> None:
+    def __init__(self, control: socket.socket, root: str, inline: int, spared: bool) -> None:
+        self._spared = spared
         self._control = control
         self._root = root
         self._inline = inline
@@ -127,9 +130,9 @@ class Spawner:
         value = b"%d" % pid
         os.putenv(_ATTEMPT, value)
         os.environ._data[_ATTEMPT] = value  # type: ignore[attr-defined]
-        fd = os.open("/proc/self/comm", os.O_WRONLY)
-        os.write(fd, processes.mark(pid).encode())
-        os.close(fd)
+        _tell_kernel("/proc/self/comm", processes.mark(pid).encode())
+        if self._spared:
+            _tell_kernel("/proc/self/oom_score_adj", b"500")
 
     def _reap(self) -> None:
         while True:
@@ -152,6 +155,19 @@ class Spawner:
         return [pid for pid in map(int, listed.split()) if pid not in self._known][:MAX_ORPHANS]
 
 
+def _tell_kernel(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, data)
+    os.close(fd)
+
+
+def _hold(memory: int) -> None:
+    """Let neither this process nor any below it have more private memory than so many bytes."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    hard = memory + RESERVE if most == resource.RLIM_INFINITY else min(most, memory + RESERVE)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(memory, hard), hard))
+
+
 def _prepare(fd: int) -> Spawner | None:
     """Wait for the first packet, which says where the deployment is; None if the supervisor left instead."""
     control = socket.socket(fileno=fd)
@@ -163,7 +179,9 @@ def _prepare(fd: int) -> Spawner | None:
     for name in config["preload"]:
         with contextlib.suppress(Exception):  # it only looked like a module's name, or the step itself will say why
             importlib.import_module(name)
-    return Spawner(control, config["root"], config["inline"])
+    if config["memory"] is not None:
+        _hold(config["memory"])
+    return Spawner(control, config["root"], config["inline"], config["spared"])
 
 
 def main() -> None:

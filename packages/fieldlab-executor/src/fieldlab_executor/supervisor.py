@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlab_common.deployment import Graph
+from fieldlab_common.environment import Resources
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 from fieldlab_common.paths import Round
@@ -45,8 +46,8 @@ from fieldlab_executor.artifacts import Hashed, Hasher
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.eventlog import EventBook
 from fieldlab_executor.known import Known
+from fieldlab_executor.limits import Limits, Watch
 from fieldlab_executor.loop import Loop, Timer
-from fieldlab_executor.oom import OutOfMemory
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
 from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.uploads import Upload
@@ -109,12 +110,13 @@ class Supervisor:
         self._workers = Workers(self._pool, 1)
         self._answers = Answers(self)
         self._hasher = Hasher(loop, self._hashed)
-        self._oom = OutOfMemory()
+        self._limits = Limits(Resources())
         self.secrets = Secrets({})
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
         self._later: dict[m.Key, m.StartAttempt] = {}  # what is to be started when fewer wait for a child
         self._order: deque[m.Key] = deque()  # of these, some of which may have been taken back
         self._by_pid: dict[int, Attempt] = {}
+        self._watch = self._watching()
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
         self._place = Workplace(folder)
@@ -160,9 +162,13 @@ class Supervisor:
         self._bundles = [str(self.folder / "blobs" / digest) for digest in graph.bundles]
         self._place.furnish(claim, graph, clock)
         self._preload = [*self._place.modules(graph), *graph.preload]
+        self._limits = Limits(claim.deployment.resources, (self._pool.pid,))
+        self._watch = self._watching()
         self._configure()
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
         self.record("started", started)
+        if held := self._limits.told():
+            self.remark(held)
         if self._reporting == "silent":
             self._hold(True, True)
         walltime = claim.deployment.resources.walltime_seconds
@@ -173,10 +179,16 @@ class Supervisor:
         self._machine = m.Machine(graph, now=self.now(), workers=workers)
         self._perform(self._machine.start(self.now()))
 
+    def _watching(self) -> Watch:
+        return Watch(self._loop, self._limits, lambda: self._pool.pid, self._by_pid.values)
+
     def _configure(self) -> None:
         self._spawners += 1
+        self._limits.enter(self._pool.pid)
         self._pool.configure(
             {
+                "memory": self._limits.of_process,
+                "spared": self._limits.grouped,
                 "root": str(self.folder),
                 "path": self._bundles,
                 "site": self._command[1],
@@ -243,6 +255,7 @@ class Supervisor:
         }
 
     def _measuring(self, active: bool) -> None:
+        self._watch.pause(active)
         if self._reporting == "quiet":
             self._hold(active, False)
 
@@ -324,6 +337,7 @@ class Supervisor:
 
         def take(child: Warm) -> None:
             self._by_pid[child.pid] = attempt
+            self._watch.wake()
             attempt.taker = None
             attempt.started = self.now()
             if job.get("keep"):
@@ -487,7 +501,7 @@ class Supervisor:
     # --- what came of an attempt
 
     def _outcome(self, attempt: Attempt) -> m.Outcome:
-        outcome, large = outcomes.judge(attempt, self._oom, self.now())
+        outcome, large = outcomes.judge(attempt, self._limits, self.now())
         if outcome.state is StepState.FAILED:
             hidden = self.secrets.hide(outcome.message), self.secrets.hide(outcome.error)
             outcome = replace(outcome, message=hidden[0], error=hidden[1])
@@ -504,7 +518,7 @@ class Supervisor:
         if result is None or not isinstance(result.get("answer"), bool | int):
             if attempt.killed:
                 return m.Evaluated(id=question.id, error=f"It took longer than {EVALUATION_SECONDS:g} s.")
-            return m.Evaluated(id=question.id, error=outcomes.sudden_end(attempt, self._oom)[1])
+            return m.Evaluated(id=question.id, error=outcomes.sudden_end(attempt, self._limits, self.now())[1])
         items = result.get("items") if question.kind == "length" else ()
         if not isinstance(items, list | tuple) or (items and len(items) != result["answer"]):
             return m.Evaluated(id=question.id, error="What the process said of the list's items is malformed.")
@@ -591,6 +605,7 @@ class Supervisor:
         self._stop_spawner()
         left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
         self._survivors += [processes.describe(one.pid) for one in left]
+        self._limits.close()
 
 
 def _places(cpus: float | None) -> int:

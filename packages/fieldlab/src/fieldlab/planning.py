@@ -21,7 +21,7 @@ from fieldlab_common.node import Node
 from fieldlab_common.resolve import Problem, Resolution, StepChoice
 
 from fieldlab.ship import Blobs, Shipment, pack
-from fieldlab.text import clean, counted, html_table, listed, one_line, size, table
+from fieldlab.text import clean, counted, duration, html_table, listed, one_line, size, table
 
 __all__ = ["Plan", "plan"]
 
@@ -117,6 +117,7 @@ class Plan:
             },
             "python": deployment.python or None,
             "code_bytes": self.code_size(deployment),
+            "resources": _resources(deployment),
             "steps": [_choice(choice) for choice in self._resolution.choices.of(deployment.name)],
         }
 
@@ -131,11 +132,16 @@ class Plan:
         what = f"{counted(len(blobs), 'blob')} of {size(sum(blobs.values()))}"
         return f"Plan of {one_line(self.name)}: {where}, {what}"
 
-    def _deployment_rows(self) -> list[list[object]]:
-        return [
+    def _deployment_table(self) -> tuple[tuple[str, ...], list[list[object]]]:
+        """The header and the rows; a column for limits where any were asked for."""
+        rows: list[list[object]] = [
             [d.name, d.node.name, d.role, d.graph.name, _environment(d), self.why(d.name), size(self.code_size(d))]
             for d in self.deployments
         ]
+        limits = [_limits(d) for d in self.deployments]
+        if not any(limits):
+            return _DEPLOYMENTS, rows
+        return (*_DEPLOYMENTS, "limits"), [[*row, limit] for row, limit in zip(rows, limits, strict=True)]
 
     def _choice_rows(self) -> list[list[object]]:
         """One row for all deployments that chose alike."""
@@ -161,7 +167,7 @@ class Plan:
             )
         parts.append(self._head())
         if self.deployments:
-            parts.append(table(_DEPLOYMENTS, self._deployment_rows()))
+            parts.append(table(*self._deployment_table()))
         if self.choices:
             parts.append(table(_CHOICES, self._choice_rows()))
         return "\n\n".join(parts)
@@ -171,7 +177,7 @@ class Plan:
         if self.problems:
             rows = [[p.deployment, p.step, p.code, p.message] for p in self.problems]
             found = html_table(("deployment", "step", "problem", "what"), rows, caption="Problems")
-        found += html_table(_DEPLOYMENTS, self._deployment_rows(), caption=self._head())
+        found += html_table(*self._deployment_table(), caption=self._head())
         return found + html_table(_CHOICES, self._choice_rows(), caption="Steps")
 
 
@@ -182,6 +188,42 @@ _CHOICES = ("step", "task", "implementation", "for", "because", "rejected")
 def _environment(deployment: Deployment) -> str:
     packages = deployment.environment.requirements.packages
     return deployment.environment.kind + (f" ({listed(packages, 4)})" if packages else "")
+
+
+_HELD = {
+    "group": "for all steps together (a control group)",
+    "process": "for each process",
+    "nothing": "not held: the node has no way for it",
+    "unknown": "as the node can hold it",
+}
+
+
+def _held(deployment: Deployment) -> str:
+    """How a limit of memory would be held, by what the node says of itself."""
+    said = deployment.node.properties.get("memory_limit")
+    if said in _HELD:
+        return str(said)
+    return "nothing" if deployment.node.os not in ("", "linux") else "unknown"
+
+
+def _limits(deployment: Deployment) -> str:
+    asked = deployment.resources
+    memory, walltime = asked.memory_bytes, asked.walltime_seconds
+    said = [f"{size(memory)} {_HELD[_held(deployment)]}"] if memory is not None else []
+    said += [f"{asked.cpus:g} CPUs"] if asked.cpus is not None else []
+    said += [f"ends after {duration(walltime)}"] if walltime is not None else []
+    return ", ".join(said)
+
+
+def _resources(deployment: Deployment) -> dict[str, Any]:
+    asked = deployment.resources
+    held = None if asked.memory is None else _held(deployment)
+    return {
+        "cpus": asked.cpus,
+        "memory": asked.memory_bytes,
+        "memory_limit": held,
+        "walltime": asked.walltime_seconds,
+    }
 
 
 def _choice(choice: StepChoice) -> Mapping[str, Any]:

@@ -1,0 +1,132 @@
+"""The first process of a User-Mode Linux (``test_limits``): finds out what control groups do, and prints it as JSON."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from fieldlab_executor import cgroups
+
+GROUPS = Path("/sys/fs/cgroup")
+LIMIT = 96 << 20
+USER = 1000
+_NEW_CGROUP, _NEW_MOUNTS = 0x02000000, 0x00020000
+
+
+def mount() -> None:
+    for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp"), ("cgroup2", str(GROUPS))):
+        subprocess.run(["mount", "-t", kind, kind, place], check=True)
+
+
+def steps() -> dict[str, Any]:
+    """What a deployment with limits makes of its steps."""
+    import fieldlab as fl
+
+    @fl.task
+    def hog(count: int) -> int:
+        return len(b"x" * count)
+
+    @fl.task
+    def stray() -> str:
+        look = subprocess.run(["setsid", "cat", "/proc/self/cgroup"], stdout=subprocess.PIPE, check=True)
+        return look.stdout.decode().strip()
+
+    with fl.DAG("d", stop_on_failure=False) as dag:
+        first = hog(2 * LIMIT)
+        second = fl.shell("tail /dev/zero", name="command")().after(first, on="always")
+        stray().after(second, on="always")
+    (GROUPS / "fieldlab-999999-0").mkdir()  # as an executor leaves one that is killed
+    resources = fl.Resources(memory=LIMIT, cpus=2)
+    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("n"), resources=resources), timeout=90)
+    results = run.results["n"]
+    told = {name: [one.status, one.reason, one.message] for name, one in results.items()}
+    told["stray"][2] = results["stray"].value
+    log = next(line.text for line in run.logs() if line.stream == "executor")
+    return {"steps": told, "log": log, "left": [path.name for path in GROUPS.glob("fieldlab-*")]}
+
+
+def grouped() -> dict[str, Any] | None:
+    """What a group holds that this process makes where it is; None: it cannot make one."""
+    group = cgroups.make(LIMIT, 0.5)
+    if group is None:
+        return None
+    found: dict[str, Any] = {name: (group.path / name).read_text().strip() for name in ("memory.max", "cpu.max")}
+    process = subprocess.Popen(["/bin/sh", "-c", "read go && exec tail /dev/zero"], stdin=subprocess.PIPE)
+    group.enter(process.pid)
+    process.communicate(b"go\n")
+    group.close()
+    assert not group.path.exists()
+    return {**found, "ended": process.returncode}
+
+
+def below(group: Path, user: int = 0, *, contained: bool = False) -> Any:
+    """What ``grouped`` finds in a process of ``user``'s in ``group``, in which there is another process, too.
+
+    ``contained``: they see no other groups.
+    """
+    group.mkdir(exist_ok=True)
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            if contained:
+                ctypes.CDLL(None).unshare(_NEW_CGROUP | _NEW_MOUNTS)
+                subprocess.run(["umount", str(GROUPS)], check=True)
+                subprocess.run(["mount", "-t", "cgroup2", "cgroup2", str(GROUPS)], check=True)
+            other = subprocess.Popen(["sleep", "60"])
+            os.setgid(user)
+            os.setuid(user)
+            os.write(theirs, json.dumps(grouped()).encode())
+            os.kill(other.pid, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    os.waitpid(pid, 0)
+    with open(ours, "rb") as file:
+        return json.loads(file.read())
+
+
+def of_a_slice() -> Any:
+    """A user's slice, as systemd delegates one: the process is in a group below it."""
+    top, inner = GROUPS / "user", GROUPS / "user" / "shell"
+    inner.mkdir(parents=True)
+    (top / "cgroup.subtree_control").write_text("+memory +cpu")
+    for folder in (top, inner):
+        for path in (folder, folder / "cgroup.procs", folder / "cgroup.subtree_control"):
+            os.chown(path, USER, USER)
+    return below(inner, USER)
+
+
+def of_a_service() -> Any:
+    """A service that is limited."""
+    group = GROUPS / "service"
+    group.mkdir()
+    (group / "memory.max").write_text(str(4 * LIMIT))
+    return below(group)
+
+
+def main() -> None:
+    try:
+        mount()
+        os.environ |= {"FIELDLAB_CACHE": "/tmp/cache", "HOME": "/tmp", "PATH": "/usr/local/bin:/usr/bin:/bin:/sbin"}
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.chdir("/tmp")
+        (GROUPS / "cgroup.subtree_control").write_text("+memory +cpu")
+        found = {"slice": of_a_slice(), "container": below(GROUPS / "container", contained=True)}
+        print(json.dumps({**found, "limited": of_a_service(), **steps()}), flush=True)
+    except Exception:  # noqa: BLE001 - whatever went wrong is to be seen in the test
+        traceback.print_exc(file=sys.stdout)
+    finally:
+        sys.stdout.flush()
+        os.sync()
+        ctypes.CDLL(None).reboot(0x4321FEDC)  # RB_POWER_OFF; without it the kernel complains of its first process's end
+
+
+if __name__ == "__main__":
+    main()
