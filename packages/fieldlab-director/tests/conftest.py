@@ -20,6 +20,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from fieldlab_common.accounts import Role
 from fieldlab_common.environment import Host
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 from fieldlab_common.node import Node
@@ -127,14 +128,14 @@ class Lab:
 
     def client(self, token: str = "") -> httpx2.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        client = httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        client = httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=False)
         self._clients.append(client)
         return client
 
     def write(self, fn: Callable[[Tx], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self.store.write(fn), self.loop).result(20)
 
-    def user(self, name: str, role: str = "user") -> httpx2.Client:
+    def user(self, name: str, role: str = "member") -> httpx2.Client:
         def make(tx: Tx) -> str:
             add_user(tx, name, role=role)
             return create_token(tx, name)
@@ -188,6 +189,11 @@ class User:
 
     lab: Lab
     http: httpx2.Client
+    name: str
+
+    def become(self, role: Role) -> None:
+        users = schema.users
+        self.lab.write(lambda tx: tx.execute(users.update().where(users.c.name == self.name).values(role=role)))
 
     def put(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
@@ -216,13 +222,19 @@ class User:
 
 def _user(lab: Lab, name: str) -> User:
     """A user of a name that no other test has: tests share the lab, and users see only their own."""
-    http = lab.user(f"{name}-{next(_count)}", "admin")
+    unique = f"{name}-{next(_count)}"
+    http = lab.user(unique, "admin")
     body = {"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1", "n2"]}}}
     assert http.post("/v1/infrastructures", json=body).status_code == 201
-    return User(lab, http)
+    return User(lab, http, unique)
 
 
 _count = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def make_user(lab: Lab) -> Callable[[str], User]:
+    return lambda name: _user(lab, name)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fieldlab_common.accounts import Role
 from fieldlab_common.environment import Host
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.lifecycle import DeploymentState as D
@@ -131,7 +132,7 @@ class World:
         self.settings = Settings(data=folder)
         self.clock = Clock()
         self.fleet = Fleet({})
-        self.user = UserCaller(id="", name="ada", role="admin")
+        self.user = UserCaller(id="", name="ada", role=Role.ADMIN)
 
     @property
     def site(self) -> Site:
@@ -142,7 +143,7 @@ class World:
         await store.close()
         self.store = SqliteStore(self.settings.database, clock=self.clock)
         user = await self.store.write(lambda tx: identity.add_user(tx, "ada", role="admin"))
-        self.user = UserCaller(id=user.id, name="ada", role="admin")
+        self.user = UserCaller(id=user.id, name="ada", role=Role.ADMIN)
         await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
         await self.attach("lab", "n1", "n2", "n3")
         await self.start()

@@ -317,6 +317,20 @@ def test_a_refused_claim_or_token_stops_it_and_is_told_once(stage: Stage, error:
     assert stage.items.empty()
 
 
+@pytest.mark.parametrize("endpoint", ["report", "put_blob", "poll"])
+def test_when_the_answer_that_everything_arrived_was_lost_the_next_one_says_so_and_it_is_drained(
+    stage: Stage, tmp_path: Path, endpoint: str
+) -> None:
+    stage.director.faults[endpoint] = [problem(e.Drained("The director has everything."))] * 9
+    stage.write(CONTROL, 3)
+    stage.write(BULK, 3)
+    stage.link.upload(stage.file(tmp_path / "t", b"trace"), str(tmp_path / "t"), 5, 3)
+    stage.link.start()
+    assert stage.link.drain(DEADLINE)
+    stage.link.close()
+    assert not any(isinstance(item, LinkFailed) for item in stage.items.queue)
+
+
 def test_a_lost_answer_doubles_nothing(stage: Stage) -> None:
     lost = stage.director.on_report
 

@@ -29,6 +29,7 @@ __all__ = [
     "DirectorError",
     "DirectorTimeout",
     "DirectorUnreachable",
+    "Drained",
     "DuplicateNameError",
     "EventTooLarge",
     "ExperimentExists",
@@ -254,6 +255,14 @@ class AuthenticationError(DirectorError):
     code = "unauthenticated"
     status = 401
     default_advice = "Log in again, or give a valid token (argument token=, FIELDLAB_TOKEN, or the profile)."
+
+
+class Drained(AuthenticationError):
+    """The director has everything of this deployment, and the executor's token ended with that."""
+
+    code = "drained"
+    status = 401
+    default_advice = "There is nothing left to do: the executor may end and remove its journal."
 
 
 class PermissionDenied(DirectorError):

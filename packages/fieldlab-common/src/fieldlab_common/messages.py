@@ -47,7 +47,6 @@ __all__ = [
     "Launch",
     "NodeList",
     "Poll",
-    "Principal",
     "Problem",
     "RecordEntry",
     "RecordPage",
@@ -359,15 +358,6 @@ class Health:
     version: str = ""
     protocols: tuple[int, ...] = FIRST
     time: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Principal:
-    """Who the token belongs to."""
-
-    user: str
-    role: str
-    expires: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fieldlab_common import errors as e
+from fieldlab_common.accounts import Principal
 from fieldlab_common.events import Event
 from fieldlab_common.messages import (
     MAX_SECRET,
@@ -46,7 +47,6 @@ from fieldlab_common.messages import (
     Launch,
     NodeList,
     Poll,
-    Principal,
     Problem,
     RecordEntry,
     RecordPage,
@@ -151,15 +151,19 @@ class Caller(StrEnum):
     """Who may call an endpoint."""
 
     ANYONE = "anyone"  # also without a token
-    USER = "user"  # a user's token; what is not the user's does not exist
-    ADMIN = "admin"  # a user's token with the role admin
-    EXECUTOR = "executor"  # the token of one deployment and epoch
+    VIEWER = "viewer"  # any user, with any token: looks at what is the user's; all else does not exist
+    MEMBER = "member"  # a user who may also change things: role member or admin, and a token of scope run or admin
+    ADMIN = "admin"  # a user with the role admin, and a token of scope admin: administers users and the director
+    ACCOUNT = "account"  # a user of any role, with a token of scope admin: the user's own tokens and password
+    EXECUTOR = "executor"  # the token of a deployment and epoch, while that is the present launch and has not ended
+    UPLOADER = "uploader"  # the same once the deployment has ended or was launched anew: uploads what is left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """One row: what is asked and answered, by whom, and which errors are documented.
 
+    ``callers`` names the least: an admin is also a member, and a member also a viewer.
     ``request`` and ``response`` are message classes, or ``bytes``; ``query`` names the query parameters and their
     types. ``safe``: asking twice does no more than asking once, so that a client may retry. ``streams``: who accepts
     ``text/event-stream`` gets server-sent events until the run ends, from ``after`` or the header ``Last-Event-ID`` on.
@@ -172,22 +176,25 @@ class Endpoint:
     request: type | None = None
     query: Mapping[str, type] = field(default_factory=dict)
     errors: tuple[type[e.FieldlabError], ...] = ()
-    callers: tuple[Caller, ...] = (Caller.USER,)
+    callers: tuple[Caller, ...] = (Caller.MEMBER,)
     status: int = 200
     safe: bool = True
     streams: bool = False
 
 
 _CURSOR: Mapping[str, type] = {"after": int, "limit": int, "wait": float}
-_USER, _BOTH, _EXECUTOR = (Caller.USER,), (Caller.USER, Caller.EXECUTOR), (Caller.EXECUTOR,)
+_VIEWER = (Caller.VIEWER,)
+_EXECUTOR, _UPLOADER = (Caller.EXECUTOR,), (Caller.EXECUTOR, Caller.UPLOADER)
 _RUN = "/v1/experiments/{experiment}"
 
 _ROWS = (
     Endpoint(name="health", method="GET", path="/v1/health", response=Health, callers=(Caller.ANYONE,)),
     Endpoint(name="executable", method="GET", path="/v1/fieldlab.pyz", response=bytes, callers=(Caller.ANYONE,)),
-    Endpoint(name="whoami", method="GET", path="/v1/me", response=Principal),
-    Endpoint(name="nodes", method="GET", path="/v1/nodes", response=NodeList),
-    Endpoint(name="infrastructures", method="GET", path="/v1/infrastructures", response=InfrastructureList),
+    Endpoint(name="whoami", method="GET", path="/v1/me", callers=_VIEWER, response=Principal),
+    Endpoint(name="nodes", method="GET", path="/v1/nodes", callers=_VIEWER, response=NodeList),
+    Endpoint(
+        name="infrastructures", method="GET", path="/v1/infrastructures", callers=_VIEWER, response=InfrastructureList
+    ),
     Endpoint(
         name="attach_infrastructure",
         method="POST",
@@ -198,7 +205,7 @@ _ROWS = (
         safe=False,
         errors=(e.UnknownConnector, e.IllegalState, e.ConnectorError, e.PermissionDenied),
     ),
-    Endpoint(name="secrets", method="GET", path="/v1/secrets", response=SecretList),
+    Endpoint(name="secrets", method="GET", path="/v1/secrets", callers=_VIEWER, response=SecretList),
     Endpoint(
         name="put_secret",
         method="PUT",
@@ -208,13 +215,20 @@ _ROWS = (
         errors=(e.PermissionDenied,),
     ),
     Endpoint(name="delete_secret", method="DELETE", path="/v1/secrets/{secret}", response=Empty, errors=(e.NotFound,)),
-    Endpoint(name="missing_blobs", method="POST", path="/v1/blobs/missing", request=BlobList, response=BlobList),
+    Endpoint(
+        name="missing_blobs",
+        method="POST",
+        path="/v1/blobs/missing",
+        callers=_VIEWER,
+        request=BlobList,
+        response=BlobList,
+    ),
     Endpoint(
         name="blob_status",
         method="GET",
         path="/v1/blobs/{digest}/status",
         response=BlobStatus,
-        callers=_BOTH,
+        callers=(Caller.VIEWER, *_UPLOADER),
         errors=(e.NotFound,),
     ),
     Endpoint(
@@ -222,7 +236,7 @@ _ROWS = (
         method="GET",
         path="/v1/blobs/{digest}",
         response=bytes,
-        callers=_BOTH,
+        callers=(Caller.VIEWER, *_EXECUTOR),
         errors=(e.NotFound,),
     ),
     Endpoint(
@@ -232,7 +246,7 @@ _ROWS = (
         request=bytes,
         response=BlobStatus,
         query={"offset": int, "size": int},
-        callers=_BOTH,
+        callers=(Caller.MEMBER, *_UPLOADER),
         errors=(e.NotFound, e.BlobMismatch, e.TooLarge, e.Unavailable),
     ),
     Endpoint(
@@ -248,10 +262,13 @@ _ROWS = (
         name="experiments",
         method="GET",
         path="/v1/experiments",
+        callers=_VIEWER,
         query={"state": str, "limit": int, "after": str},
         response=ExperimentPage,
     ),
-    Endpoint(name="experiment", method="GET", path=_RUN, response=ExperimentInfo, errors=(e.NotFound,)),
+    Endpoint(
+        name="experiment", method="GET", path=_RUN, callers=_VIEWER, response=ExperimentInfo, errors=(e.NotFound,)
+    ),
     Endpoint(
         name="start",
         method="POST",
@@ -274,6 +291,7 @@ _ROWS = (
         name="records",
         method="GET",
         path=_RUN + "/records",
+        callers=_VIEWER,
         query={"lane": str, **_CURSOR},
         response=RecordPage,
         errors=(e.NotFound,),
@@ -282,6 +300,7 @@ _ROWS = (
         name="events",
         method="GET",
         path=_RUN + "/events",
+        callers=_VIEWER,
         query=_CURSOR,
         response=EventPage,
         errors=(e.NotFound,),
@@ -296,14 +315,21 @@ _ROWS = (
         status=201,
         errors=(e.NotFound, e.EventTooLarge, e.IllegalState, e.PermissionDenied),
     ),
-    Endpoint(name="artifacts", method="GET", path=_RUN + "/artifacts", response=ArtifactList, errors=(e.NotFound,)),
+    Endpoint(
+        name="artifacts",
+        method="GET",
+        path=_RUN + "/artifacts",
+        callers=_VIEWER,
+        response=ArtifactList,
+        errors=(e.NotFound,),
+    ),
     Endpoint(
         name="claim",
         method="POST",
         path="/v1/executor/claim",
         request=ClaimRequest,
         response=Claim,
-        callers=_EXECUTOR,
+        callers=_UPLOADER,
         errors=(e.ClaimRefused, e.ProtocolMismatch),
     ),
     Endpoint(
@@ -313,7 +339,7 @@ _ROWS = (
         request=bytes,
         response=Ack,
         query={"lane": str, "journal": str},
-        callers=_EXECUTOR,
+        callers=_UPLOADER,
         errors=(e.ClaimRefused, e.TooLarge, e.Unavailable),
     ),
     Endpoint(
@@ -322,7 +348,7 @@ _ROWS = (
         path="/v1/executor/poll",
         query={"after": int, "wait": float, "journal": str},
         response=Poll,
-        callers=_EXECUTOR,
+        callers=_UPLOADER,
         errors=(e.ClaimRefused,),
     ),
 )
@@ -330,6 +356,7 @@ _ROWS = (
 COMMON_ERRORS: tuple[type[e.FieldlabError], ...] = (
     e.AuthenticationError,
     e.ProtocolMismatch,
+    e.PermissionDenied,
     e.InvalidRequest,
     e.TooLarge,
     e.UnsupportedEncoding,

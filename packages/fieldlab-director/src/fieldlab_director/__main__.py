@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from fieldlab_common.accounts import Role
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ConfigurationError, FieldlabError
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     user = commands.add_parser("user", help="users").add_subparsers(required=True, metavar="COMMAND")
     add = user.add_parser("add", help="make a user; the password is asked for, or read from a pipe")
     add.add_argument("name")
-    add.add_argument("--admin", action="store_true", help="one who may attach the director's own machine")
+    add.add_argument("--role", choices=list(Role), default=Role.MEMBER, help="what it may do (default: %(default)s)")
     add.add_argument("--no-password", action="store_true", help="a user who only uses tokens")
     add.set_defaults(run=_add_user)
     token = commands.add_parser("token", help="tokens").add_subparsers(required=True, metavar="COMMAND")
@@ -105,8 +106,7 @@ def _add_user(options: argparse.Namespace) -> None:
     from fieldlab_director.services.identity import add_user, hash_password
 
     hashed = None if options.no_password else hash_password(_password())
-    role = "admin" if options.admin else "user"
-    _command(options, lambda tx: add_user(tx, options.name, password=hashed, role=role))
+    _command(options, lambda tx: add_user(tx, options.name, password=hashed, role=options.role))
     print(f"User {options.name!r} was made.")
 
 

@@ -13,10 +13,12 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import structlog
+from fieldlab_common.accounts import Scope
 from fieldlab_common.errors import (
     AuthenticationError,
     FieldlabError,
@@ -50,6 +52,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _DRAINED = 16 * 1024 * 1024  # so much of a refused body is read, so that its sender gets to read the answer
 _DRAIN_SECONDS = 5.0
 _FOR_ALL_VERSIONS = frozenset({"health", "executable", "claim"})  # from which a caller learns what is spoken here
+_USERS = frozenset({Caller.VIEWER, Caller.MEMBER, Caller.ADMIN, Caller.ACCOUNT})
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -119,12 +122,19 @@ async def _authorise(desk: Desk, row: Endpoint, request: Request) -> UserCaller 
     if scheme.lower() != "bearer" or not token:
         raise AuthenticationError("The request has no token.")
     caller = await desk.identify(token.strip())
-    roles = {Caller.EXECUTOR} if isinstance(caller, ExecutorCaller) else {Caller.USER}
-    if isinstance(caller, UserCaller) and caller.role == "admin":
-        roles.add(Caller.ADMIN)
-    if not roles & set(row.callers):
-        raise PermissionDenied(f"This token may not call {row.name!r}.")
+    if caller.may.isdisjoint(row.callers):
+        raise PermissionDenied(f"This token may not call {row.name!r}.", advice=_advice(row, caller))
     return caller
+
+
+def _advice(row: Endpoint, caller: UserCaller | ExecutorCaller) -> str:
+    """What somebody needs who may not call an endpoint."""
+    if not isinstance(caller, UserCaller) or not _USERS.intersection(row.callers):
+        return ""
+    wanted = replace(caller, scope=Scope.ADMIN)
+    if not wanted.may.isdisjoint(row.callers):
+        return f"The token is of scope {caller.scope.value!r}; it takes one of a wider scope, or to log in."
+    return f"{caller.name!r} has the role {caller.role.value!r}; an admin can give another."
 
 
 # --- what ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ class Limits:
     page_bytes: int = 8 * 1024 * 1024  # records or events of one answer, together; the first always fits
     wait: float = 60.0  # one long-poll
     keep_alive: float = 15.0  # between two signs of life of a stream of events, and two looks at its token
+    drain_for: float = 7 * 86_400.0  # after the end of a deployment its executor may deliver what is left
     body_silence: float = 60.0  # a body that brings nothing for so long is given up
 
 

@@ -2,8 +2,8 @@
 
 Four threads: one for each lane of the journal, one for the long-poll (also the sign of life), one for artifacts. Each
 asks one question at a time and tries again for as long as it takes, with growing, jittered pauses; one that gets
-through wakes the others. Only the director's word ends it: the claim is another's, the token is not valid (any more),
-or the process at the other end of the pipe is gone.
+through wakes the others. Only the director's word ends it: it has everything, the claim is another's, the token is not
+valid (any more), or the process at the other end of the pipe is gone.
 
 What happens is handed to ``notify`` as items, from these threads; the supervisor's loop takes them up. Nothing is
 shipped that is not synced, and nothing at all while shipping is held; journal and artifacts wait on disk meanwhile.
@@ -328,10 +328,22 @@ class Link:
             job()
         except _Stopped:
             return
+        except e.Drained:
+            self._everything_arrived()
         except e.FieldlabError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - the end of a thread: what nobody foresaw must reach the loop, not vanish
             self._fail(e.InternalError(f"The link failed: {type(error).__name__}: {error}."))
+
+    def _everything_arrived(self) -> None:
+        """The director has it all, and only its last answer got lost: the token ended with that."""
+        for lane in Lane:
+            self._journal.acknowledge(lane, self._journal.written(lane))
+        with self._cond:
+            self._at = {lane: self._journal.acked(lane) for lane in Lane}
+            for upload in self._uploads.values():
+                upload.done = True
+            self._wake_all()
 
     def _fail(self, error: e.FieldlabError) -> None:
         with self._cond:

@@ -23,6 +23,7 @@ from fieldlab_common.protocol import (
     ArtifactList,
     BlobList,
     BlobStatus,
+    Caller,
     Claim,
     Empty,
     EventPage,
@@ -143,10 +144,11 @@ class Desk:
         """Whose token this is.
 
         Raises:
-            AuthenticationError: nobody's.
+            AuthenticationError: nobody's, or not good any more.
         """
         if token.startswith("fle_"):
-            return executor_caller(self.vault.executor_key, token)
+            key, drain_for = self.vault.executor_key, self.settings.limits.drain_for
+            return await self.store.read(lambda tx: executor_caller(tx, key, token, drain_for=drain_for))
         return await self.store.read(lambda tx: user_caller(tx, token))
 
     # --- the director ------------------------------------------------------------------------------------------------
@@ -167,7 +169,8 @@ class Desk:
 
     async def whoami(self, ask: Ask) -> Principal:
         """Who the token belongs to."""
-        return Principal(user=ask.user.name, role=ask.user.role, expires=ask.user.expires)
+        user = ask.user
+        return Principal(user=user.name, role=user.role.value, scope=user.scope.value, expires=user.expires)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +185,7 @@ class Desk:
     async def attach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
         """Ask the connector for the nodes, then store both."""
         name, spec = ask.body.name, ask.body.spec
-        if spec.kind == "local" and ask.user.role != "admin":
+        if spec.kind == "local" and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
                 "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
             )

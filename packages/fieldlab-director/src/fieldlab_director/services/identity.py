@@ -2,8 +2,10 @@
 
 A user's token is ``flu_<id>_<secret>``, 256 random bits, of which the database has the SHA-256: there is nothing to
 guess, so a slow hash would only cost time. A password is chosen by a person: it is hashed with argon2id, in a thread.
-An executor's token is ``fle_<deployment>.<epoch>.<HMAC-SHA-256>``: nothing is stored, and an older epoch's token stays
-good for delivering what it measured, not for claiming. Every wrong token gets the same answer.
+An executor's token is ``fle_<deployment>.<epoch>.<HMAC-SHA-256>``: nothing of it is stored. How much it is good for is
+read off the deployment each time: for everything that an executor asks while its launch is the present one, for
+uploading what is left once that has ended or was launched anew, for nothing once everything is here or ``drain_for``
+has passed. Every wrong token gets the same answer; why a right one is not good any more is told to who holds it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import argon2
-from fieldlab_common.errors import AuthenticationError, ConfigurationError, UnknownNameError
+from fieldlab_common.accounts import Role, Scope
+from fieldlab_common.errors import AuthenticationError, ConfigurationError, Drained, UnknownNameError
+from fieldlab_common.protocol import Caller
 
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
@@ -35,7 +39,6 @@ __all__ = [
     "user_caller",
 ]
 
-ROLES = ("user", "admin")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _USER_TOKEN = re.compile(r"flu_([0-9a-z]{20})_[A-Za-z0-9_-]{43}")
 _EXECUTOR_TOKEN = re.compile(r"fle_([0-9a-z]{20})\.([1-9][0-9]{0,8})\.([0-9a-f]{64})")
@@ -44,20 +47,40 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 @dataclass(frozen=True, kw_only=True)
 class UserCaller:
-    """A user who asks. ``expires`` is the token's, in seconds since the epoch."""
+    """A user who asks, with a token of ``scope``. ``expires`` is the token's, in seconds since the epoch."""
 
     id: str
     name: str
-    role: str
+    role: Role
+    scope: Scope = Scope.ADMIN
     expires: float | None = None
+
+    @property
+    def may(self) -> frozenset[Caller]:
+        """Which callers of the table of endpoints this user is, with this token."""
+        power = min(list(Role).index(self.role), list(Scope).index(self.scope))
+        account = {Caller.ACCOUNT} if self.scope is Scope.ADMIN else set()
+        return frozenset({*_POWERS[: power + 1], *account})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorCaller:
-    """An executor that asks, in the name of a deployment and the epoch under which it was launched."""
+    """An executor that asks, in the name of a deployment and the epoch under which it was launched.
+
+    ``over``: the deployment has ended, or was launched anew; only what is left to upload is taken.
+    """
 
     deployment_id: str
     epoch: int
+    over: bool = False
+
+    @property
+    def may(self) -> frozenset[Caller]:
+        """Which callers of the table of endpoints this executor is."""
+        return frozenset({Caller.UPLOADER if self.over else Caller.EXECUTOR})
+
+
+_POWERS = (Caller.VIEWER, Caller.MEMBER, Caller.ADMIN)  # in the order of Role and of Scope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +88,17 @@ class _TokenRow:
     user_id: str
     user: str
     role: str
+    scope: str
     digest: str
     expires: float | None
     revoked: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Standing:
+    epoch: int
+    ended: float | None
+    drained: bool
 
 
 def new_id() -> str:
@@ -75,7 +106,7 @@ def new_id() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(20))
 
 
-def add_user(tx: Tx, name: str, *, password: str | None = None, role: str = "user") -> UserRow:
+def add_user(tx: Tx, name: str, *, password: str | None = None, role: str = Role.MEMBER) -> UserRow:
     """Make a user. ``password`` is the hash that ``hash_password`` gave.
 
     Raises:
@@ -83,16 +114,18 @@ def add_user(tx: Tx, name: str, *, password: str | None = None, role: str = "use
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"{name!r} cannot be a user's name.", advice="Use letters, digits and . _ @ + -")
-    if role not in ROLES:
-        raise ConfigurationError(f"{role!r} is not a role; there are {', '.join(ROLES)}.")
+    if role not in list(Role):
+        raise ConfigurationError(f"{role!r} is not a role; there are {', '.join(Role)}.")
     if tx.one(queries.USER_BY_NAME, UserRow, name=name):
         raise ConfigurationError(f"There is a user {name!r} already.", advice="Choose another name.")
-    row = UserRow(id=new_id(), name=name, password=password, role=role, created=tx.now)
+    row = UserRow(id=new_id(), name=name, password=password, role=Role(role).value, created=tx.now)
     tx.execute(queries.ADD_USER, **vars(row))
     return row
 
 
-def create_token(tx: Tx, user: str, *, label: str = "", expires: float | None = None) -> str:
+def create_token(
+    tx: Tx, user: str, *, label: str = "", scope: Scope = Scope.ADMIN, expires: float | None = None
+) -> str:
     """A new token of ``user``. It is shown this once: the database has its hash only.
 
     Raises:
@@ -103,8 +136,10 @@ def create_token(tx: Tx, user: str, *, label: str = "", expires: float | None = 
         raise UnknownNameError(f"There is no user {user!r}.", advice="Make one with: fieldlab-director user add")
     token_id = new_id()
     token = f"flu_{token_id}_{secrets.token_urlsafe(32)}"
-    values: dict[str, Any] = {"user_id": owner.id, "label": label, "created": tx.now, "expires": expires}
-    tx.execute(queries.ADD_TOKEN, id=token_id, digest=_digest(token), revoked=None, **values)
+    values: dict[str, Any] = {"user_id": owner.id, "label": label, "scope": scope.value}
+    tx.execute(
+        queries.ADD_TOKEN, id=token_id, digest=_digest(token), created=tx.now, expires=expires, revoked=None, **values
+    )
     return token
 
 
@@ -120,7 +155,7 @@ def user_caller(tx: Tx, token: str) -> UserCaller:
         raise AuthenticationError("The token is not valid.")
     if row.revoked is not None or (row.expires is not None and row.expires <= tx.now):
         raise AuthenticationError("The token is not valid.")
-    return UserCaller(id=row.user_id, name=row.user, role=row.role, expires=row.expires)
+    return UserCaller(id=row.user_id, name=row.user, role=Role(row.role), scope=Scope(row.scope), expires=row.expires)
 
 
 def executor_token(key: bytes, deployment_id: str, epoch: int) -> str:
@@ -128,16 +163,27 @@ def executor_token(key: bytes, deployment_id: str, epoch: int) -> str:
     return f"fle_{deployment_id}.{epoch}.{_sign(key, deployment_id, epoch)}"
 
 
-def executor_caller(key: bytes, token: str) -> ExecutorCaller:
-    """The deployment and epoch of an executor's token.
+def executor_caller(tx: Tx, key: bytes, token: str, *, drain_for: float) -> ExecutorCaller:
+    """The deployment and epoch of an executor's token, which is good for ``drain_for`` seconds after the end.
 
     Raises:
-        AuthenticationError: the director did not make it.
+        AuthenticationError: the director did not make it, or its time is over.
+        Drained: everything of this launch is here.
     """
     match = _EXECUTOR_TOKEN.fullmatch(token)
-    if not match or not hmac.compare_digest(match[3], _sign(key, match[1], int(match[2]))):
+    signed = match and hmac.compare_digest(match[3], _sign(key, match[1], int(match[2])))
+    row = tx.one(queries.STANDING, _Standing, id=match[1]) if match and signed else None
+    if match is None or row is None:
         raise AuthenticationError("The token is not valid.")
-    return ExecutorCaller(deployment_id=match[1], epoch=int(match[2]))
+    epoch = int(match[2])
+    if row.drained and epoch == row.epoch:
+        raise Drained("The director has everything of this deployment.")
+    if row.ended is not None and tx.now >= row.ended + drain_for:
+        raise AuthenticationError(
+            f"The deployment ended more than {drain_for / 86_400:g} days ago; nothing of it is taken any more.",
+            advice="What was not delivered is in the executor's journal, on the node.",
+        )
+    return ExecutorCaller(deployment_id=match[1], epoch=epoch, over=row.ended is not None or epoch != row.epoch)
 
 
 def hash_password(password: str) -> str:

@@ -184,13 +184,15 @@ def poll(
     row = deployment_of(tx, caller)
     if row.journal_id != journal or caller.epoch != row.epoch:
         raise ClaimRefused(f"This journal does not hold deployment {row.name!r}.")
-    events = tuple(tx.all(queries.EVENTS, Event, experiment_id=row.experiment_id, after=after, limit=limit))
-    events = fitting(events, most_bytes)
-    stop = row.cancel_requested is not None or row.state is _D.CANCELLED
+    # What a deployment that has ended is told: nothing, but to stop if it goes on all the same.
+    over = row.state.terminal
+    found = [] if over else tx.all(queries.EVENTS, Event, experiment_id=row.experiment_id, after=after, limit=limit)
+    events = fitting(tuple(found), most_bytes)
+    stop = row.cancel_requested is not None or (over and row.ending is None)
     return row, Poll(
         events=events,
         cursor=_last(events, after),
-        cancel=CancelDeployment(reason=row.cancel_reason) if stop else None,
+        cancel=CancelDeployment(reason=row.cancel_reason or row.message) if stop else None,
         server_time=tx.now,
     )
 

@@ -37,6 +37,7 @@ TOKEN = (
         t.users.c.id.label("user_id"),
         t.users.c.name.label("user"),
         t.users.c.role,
+        t.tokens.c.scope,
         t.tokens.c.digest,
         t.tokens.c.expires,
         t.tokens.c.revoked,
@@ -133,6 +134,7 @@ ADD_IDEMPOTENT = sa.insert(t.idempotency)
 
 _d = t.deployments
 DEPLOYMENT = sa.select(_d).where(_d.c.id == _p("id"))
+STANDING = sa.select(_d.c.epoch, _d.c.ended, _d.c.drained).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
 DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id"))
 UNDRAINED = (

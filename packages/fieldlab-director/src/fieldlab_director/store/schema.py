@@ -114,7 +114,7 @@ users = sa.Table(
     sa.Column("id", _ID, primary_key=True),
     sa.Column("name", _NAME, nullable=False, unique=True),
     sa.Column("password", sa.Text),  # argon2id; none: the user can only use tokens
-    sa.Column("role", sa.String(16), nullable=False),  # "user" or "admin"
+    sa.Column("role", sa.String(16), nullable=False),  # a ``Role``
     sa.Column("created", _TIME, nullable=False),
 )
 
@@ -125,6 +125,7 @@ tokens = sa.Table(
     sa.Column("user_id", _ID, _to("users.id"), nullable=False, index=True),
     sa.Column("digest", _DIGEST, nullable=False),  # SHA-256 of the whole token
     sa.Column("label", _NAME, nullable=False),
+    sa.Column("scope", sa.String(16), nullable=False, server_default="admin"),  # a ``Scope``
     sa.Column("created", _TIME, nullable=False),
     sa.Column("expires", _TIME),
     sa.Column("revoked", _TIME),
