@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import obstore
 from fieldlab_common.errors import BlobMismatch, NotFound, TooLarge, Unavailable
-from obstore.store import LocalStore
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -53,7 +51,6 @@ class Blobs:
         self._complete, self._partial = folder / "complete", folder / "partial"
         for made in (self._complete, self._partial):
             made.mkdir(parents=True, exist_ok=True)
-        self._store = LocalStore(self._complete)
         self._most, self._reserve, self._patience = most, reserve, patience
         self._hashes: OrderedDict[Path, _Running] = OrderedDict()
         self._turns: dict[Path, _Turns] = {}
@@ -73,12 +70,15 @@ class Blobs:
         """
         if start >= end:
             return
+        # Not by obstore, which reads 8 KiB at a time, each in a thread: ten times the processor time.
         try:
-            found = await obstore.get_async(self._store, _key(digest), options={"range": (start, end)})
+            file = await asyncio.to_thread((self._complete / _key(digest)).open, "rb", buffering=0)
         except FileNotFoundError as error:
             raise NotFound(f"Blob {digest} is not here.") from error
-        async for chunk in found.stream(CHUNK):
-            yield bytes(chunk)
+        with file:
+            while start < end and (chunk := await _on_disk(os.pread, file.fileno(), min(CHUNK, end - start), start)):
+                start += len(chunk)
+                yield chunk
 
     async def write(self, scope: str, digest: str, offset: int, size: int, body: AsyncIterator[bytes]) -> int:
         """Add the bytes of ``body`` to an upload at ``offset``; how many it has then, all of them on disk.
