@@ -1,10 +1,14 @@
 """Blobs: resumable upload, verified, and download by range, over HTTP."""
 
+import asyncio
+import errno
 import hashlib
 import os
 import socket
 
 import pytest
+from fieldlab_common.errors import Unavailable
+from fieldlab_director.store.blobs import CHUNK, Blobs
 
 DATA = os.urandom(3 * 1024 * 1024 + 17)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -103,3 +107,34 @@ def test_the_missing_ones_are_told_in_order_and_once(ada):
     digest = ada.put(b"here")
     wanted = ["b" * 64, digest, "a" * 64, "b" * 64]
     assert ada.http.post("/v1/blobs/missing", json={"digests": wanted}).json() == {"digests": ["b" * 64, "a" * 64]}
+
+
+def test_a_disk_that_fills_while_a_blob_arrives_is_said_and_the_rest_can_follow(tmp_path, monkeypatch):
+    data = bytes(range(256)) * 4096 * 3  # three chunks, written one behind the other
+    digest = hashlib.sha256(data).hexdigest()
+    blobs = Blobs(tmp_path, most=1 << 30, reserve=0, patience=1.0)
+    write = os.write
+
+    def full(file, chunk):
+        if os.fstat(file).st_size >= CHUNK:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, chunk)
+
+    async def send(offset):
+        async def body():
+            for begin in range(offset, len(data), CHUNK):
+                yield data[begin : begin + CHUNK]
+
+        return await blobs.write("user-1", digest, offset, len(data), body())
+
+    async def run():
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(Unavailable, match="is full"):
+            await send(0)
+        monkeypatch.setattr(os, "write", write)
+        kept = blobs.offset("user-1", digest)
+        assert kept == CHUNK
+        assert await send(kept) == len(data)
+        return b"".join([chunk async for chunk in blobs.read(digest, 0, len(data))])
+
+    assert asyncio.run(run()) == data

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 MAX_ANSWER = 64 * 1024 * 1024  # bytes of an answer that is kept in memory
-HTTP_CHUNK = 64 * 1024 * 1024  # bytes of one upload request: a cut costs no more than what was not stored yet
+HTTP_CHUNK = 256 * 1024 * 1024  # bytes of one upload request: its end syncs the disk, and a cut loses nothing
 PIPE_CHUNK = 1024 * 1024
 COMPRESSED_FROM = 1400  # bytes of a body: what fits one packet anyway goes as it is
 _BLOCK = 256 * 1024

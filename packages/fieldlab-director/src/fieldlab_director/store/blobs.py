@@ -128,16 +128,19 @@ class Blobs:
         running = self._hashes.pop(path, None)
         if running is None or running.offset != offset:
             running = _Running(hashlib.sha256(), 0) if offset == 0 else None
-        reached = offset
+        reached, behind = offset, _Behind(file, running)
         try:
             async for chunk in _gathered(body):
                 if reached + len(chunk) > size:
                     raise BlobMismatch(f"More than the announced {size} bytes came.", details={"offset": reached})
-                await _on_disk(_put, file, chunk, running)
+                await behind.put(chunk)
                 reached += len(chunk)
         finally:
-            await _on_disk(_sync, file)
-            self._remember(path, running)
+            try:
+                await behind.settle()
+            finally:
+                await _on_disk(_sync, file)
+                self._remember(path, running)
         return await self._finish(path, digest, size) if reached == size else reached
 
     def _begin(self, path: Path, offset: int) -> int:
@@ -170,6 +173,25 @@ class Blobs:
             )
         await _on_disk(_adopt, path, self._complete / _key(digest))
         return size
+
+
+class _Behind:
+    """Writes a chunk, and hashes it, in a thread while the next one is on its way: it holds one at most."""
+
+    def __init__(self, file: int, running: _Running | None) -> None:
+        self._file, self._running = file, running
+        self._work: asyncio.Future[None] | None = None
+
+    async def put(self, chunk: bytes) -> None:
+        """Begin with ``chunk`` once the one before it is written; that one's fault is raised here."""
+        await self.settle()
+        self._work = asyncio.ensure_future(_on_disk(_put, self._file, chunk, self._running))
+
+    async def settle(self) -> None:
+        """Wait until all is written."""
+        work, self._work = self._work, None
+        if work is not None:
+            await work
 
 
 async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
