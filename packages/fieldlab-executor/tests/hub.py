@@ -4,6 +4,7 @@
 have made.
 """
 
+import base64
 import hashlib
 import os
 import signal
@@ -158,7 +159,8 @@ class Hub:
     def value(self, step: str) -> Any:
         reference = self.settled(step).value
         assert reference is not None
-        return payload.decode_value(reference.format, reference.json)
+        data = self.stored[reference.sha256] if reference.sha256 else base64.b64decode(reference.data)
+        return payload.decode_value(reference.format, reference.json, data)
 
     def logs(self, step: str, stream: str = "stdout") -> str:
         return "".join(r.text for r in self.bodies("log", Lane.BULK) if r.step == step and r.stream == stream)

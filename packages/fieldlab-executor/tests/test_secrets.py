@@ -1,6 +1,6 @@
 """How secrets are kept out of text and data."""
 
-from fieldlab_executor.secrets import Secrets
+from fieldlab_executor.secrets import Search, Secrets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,3 +29,17 @@ def test_a_secret_that_comes_in_two_pieces_is_hidden(before: str, after: str, cu
     cut = min(cut, len(text))
     first = cut - secrets.held(text[:cut])
     assert "s3cr3t" not in secrets.hide(text[:first]) + secrets.hide(text[first:])
+
+
+def test_a_secret_is_found_also_across_the_pieces_of_a_large_value() -> None:
+    secrets = Secrets({"key": "hush hush", "pin": "1"})
+    for cut in range(20):
+        data = b"..." + b"hush hush" + b"........"
+        search = Search(secrets)
+        for piece in (data[:cut], b"", data[cut : cut + 2], memoryview(data)[cut + 2 :]):
+            search.feed(piece)
+        assert search.found == "key"
+    search = Search(secrets)
+    for piece in (b"hush", b" hus", b"1 h"):
+        search.feed(piece)
+    assert search.found == ""

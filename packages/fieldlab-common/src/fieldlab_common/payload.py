@@ -4,7 +4,11 @@ Two ways, kept apart. **Code and arguments** go from a user to the user's own no
 ``unseal``); whatever stands for a value that exists only there (a step's result, a node's property, a file) is a
 *reference*: an object whose type has ``__fieldlab_reference__``, which leaves as a persistent id and is resolved by
 the child that opens it. **Values** come back as data (``encode_value``, ``decode_value``): a tagged JSON document
-that cannot run anything when it is opened. What has no such form travels as an opaque pickle, opened only on trust.
+that cannot run anything when it is opened. Its large arrays, frames and bytes stand beside it, in *parts* of their own
+form (``tables``). What has no such form travels as an opaque pickle, opened only on trust.
+
+With parts, a value is: ``MAGIC``, the length of its head (8 bytes, little-endian), the head (a JSON object: ``v`` is
+the document, ``parts`` has the length of each part), then the parts. Head and parts begin at multiples of ``ALIGN``.
 
 Invariants: ``decode_value`` without ``trust`` never unpickles, imports a module or calls a user's constructor.
 The director never imports this module (a contract in CI holds that).
@@ -27,12 +31,15 @@ import sys
 import types
 import typing
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
 
 from fieldlab_common.errors import InvalidMessage, UnpicklableError, UntrustedValue
+
+if typing.TYPE_CHECKING:  # it is loaded when there is a value that needs it
+    from fieldlab_common.tables import Part
 
 __all__ = [
     "EncodedValue",
@@ -47,6 +54,10 @@ __all__ = [
 ]
 
 Reference = tuple[Any, ...]
+
+MAGIC = b"fieldlab"
+ALIGN = 64
+PART_BYTES = 32 * 1024  # what is smaller stands in the document, in base64
 
 # --- code and arguments -----------------------------------------------------------------------------------------------
 
@@ -154,24 +165,35 @@ def _type_name(cls: type) -> str:
 # --- values as data ---------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedValue:
-    """A value ready to travel. ``format`` is ``json`` (``json`` has the document) or ``pickle`` (``data`` has it).
+    """A value ready to travel.
 
-    ``exact``: opening the document gives back precisely the value, also in a process that knows no user classes.
-    ``body`` is the bytes of either, as a file or an artifact holds them; ``summary`` is one short line for people.
+    ``format`` is ``json`` (``json`` is the document), ``parts`` (the document, and parts beside it) or ``pickle``.
+    ``exact``: opening it gives back precisely the value, also in a process that knows no user classes. ``summary`` is
+    one short line for people. ``size`` is the length in bytes of what ``write`` gives, and of ``body``.
     """
 
-    format: str
-    body: bytes
-    summary: str
-    exact: bool
-    json: Any = None
+    def __init__(
+        self, format: str, head: bytes, summary: str, exact: bool, json: Any = None, parts: Sequence[Part] = ()
+    ) -> None:
+        self.format, self.summary, self.exact, self.json = format, summary, exact, json
+        self._head, self._parts = head, parts
+        self.size = len(head) + sum(part.size for part in parts)
+
+    def write(self, write: Callable[[Any], object]) -> None:
+        """Give its bytes to ``write``, piece by piece, as a file or an artifact holds them."""
+        write(self._head)
+        for part in self._parts:
+            part.write(write)
 
     @property
-    def size(self) -> int:
-        """Length of ``body`` in bytes."""
-        return len(self.body)
+    def body(self) -> bytes:
+        """Its bytes in one, for what is small."""
+        if not self._parts:
+            return self._head
+        made = bytearray()
+        self.write(made.extend)
+        return bytes(made)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +211,7 @@ class _NotData(Exception):
 class _Encoder:
     def __init__(self) -> None:
         self.exact = True
+        self.parts: list[Part] = []
 
     def encode(self, value: Any) -> Any:
         cls = type(value)
@@ -201,6 +224,8 @@ class _Encoder:
             return [self.encode(v) for v in value]
         if cls is dict:
             return self._dict(value)
+        if cls is bytes or cls is bytearray:
+            return {"$": cls.__name__, **self._bytes(value)}
         if cls in (tuple, set, frozenset):
             return {"$": cls.__name__, "v": [self.encode(v) for v in value]}
         return self._other(value, cls)
@@ -222,51 +247,35 @@ class _Encoder:
             self.exact = self.exact and cls is type(pathlib.Path())
             return {"$": "path", "v": str(value)}
         if cls.__module__.partition(".")[0] in ("numpy", "pandas", "pyarrow"):
-            return self._table(value, cls)
+            return self._table(value)
         raise _NotData(_type_name(cls))
 
-    def _table(self, value: Any, cls: type) -> Any:
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
-            if cls is not numpy.ndarray and not isinstance(value, numpy.generic):
-                raise _NotData(_type_name(cls))
-            if value.dtype.hasobject or value.dtype.names:
-                raise _NotData("an array of objects")
-            kind = "ndarray" if isinstance(value, numpy.ndarray) else "scalar"
-            return {"$": kind, "dtype": value.dtype.str, "shape": list(value.shape), "v": _b64(value.tobytes())}
-        return _arrow(value, cls)
+    def _table(self, value: Any) -> Any:
+        from fieldlab_common import tables
+
+        try:
+            return tables.encode(value, self.emit, self.encode)
+        except tables.NotData as error:
+            raise _NotData(str(error)) from error
+
+    def _bytes(self, value: bytes | bytearray) -> dict[str, Any]:
+        if len(value) < PART_BYTES:
+            return {"v": _b64(value)}
+        from fieldlab_common.tables import Raw
+
+        return self.emit(Raw(value))
+
+    def emit(self, part: Part) -> dict[str, Any]:
+        """Put a part beside the document, or into it if it is small; what the document says of it."""
+        if part.size >= PART_BYTES:
+            self.parts.append(part)
+            return {"part": len(self.parts) - 1}
+        data = bytearray()
+        part.write(data.extend)
+        return {"v": _b64(data)}
 
 
-def _arrow(value: Any, cls: type) -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise _NotData(_type_name(cls)) from error
-    kind = {"DataFrame": "dataframe", "Table": "table"}.get(cls.__name__)
-    if kind is None:
-        raise _NotData(_type_name(cls))
-    table = _table_of(value) if kind == "dataframe" else value
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return {"$": kind, "v": _b64(sink.getvalue().to_pybytes())}
-
-
-def _table_of(frame: Any) -> Any:
-    """The frame as an Arrow table, if that gives the same columns back: a column of any objects has no such form."""
-    import pyarrow
-
-    try:
-        table = pyarrow.Table.from_pandas(frame)
-        back = table.slice(0, 0).to_pandas()
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        raise _NotData(f"a frame that is no table: {error}") from error
-    if not (back.dtypes.equals(frame.dtypes) and back.columns.equals(frame.columns)):
-        raise _NotData("a frame with columns of objects")
-    return table
-
-
-def _b64(data: bytes) -> str:
+def _b64(data: bytes | bytearray) -> str:
     return base64.b64encode(data).decode()
 
 
@@ -316,8 +325,6 @@ _ENCODE: dict[type, Callable[[Any], Any]] = {
     int: _int,
     float: _float,
     str: _str,
-    bytes: lambda v: {"$": "bytes", "v": _b64(v)},
-    bytearray: lambda v: {"$": "bytearray", "v": _b64(bytes(v))},
     complex: lambda v: {"$": "complex", "v": [repr(v.real), repr(v.imag)]},
     dt.datetime: _moment("datetime"),
     dt.date: _moment("date"),
@@ -338,19 +345,41 @@ def encode_value(value: Any) -> EncodedValue:
     encoder = _Encoder()
     try:
         document = encoder.encode(value)
-        body = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-        return EncodedValue(format="json", body=body, summary=_summary(value), exact=encoder.exact, json=document)
+        if encoder.parts:
+            return _beside(document, encoder.parts, _summary(value), encoder.exact)
+        return EncodedValue("json", _dumps(document), _summary(value), encoder.exact, document)
     except (_NotData, RecursionError):
         pass
     data = seal(value, what=f"the result, a {_type_name(type(value))},")
-    return EncodedValue(format="pickle", body=data, summary=f"{_type_name(type(value))} (pickle)", exact=False)
+    return EncodedValue("pickle", data, f"{_type_name(type(value))} (pickle)", exact=False)
+
+
+def _dumps(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _beside(document: Any, parts: Sequence[Part], summary: str, exact: bool) -> EncodedValue:
+    """A document with its parts."""
+    from fieldlab_common.tables import Raw
+
+    head = _dumps({"v": document, "parts": [part.size for part in parts]})
+    start = (MAGIC + len(head).to_bytes(8, "little")).ljust(ALIGN, b"\0") + head.ljust(_aligned(len(head)), b" ")
+    padded = [one for part in parts for one in (part, Raw(bytes(_aligned(part.size) - part.size)))]
+    return EncodedValue("parts", start, summary, exact, document, padded)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
 
 
 def _summary(value: Any) -> str:
     if isinstance(value, list | tuple | set | frozenset | dict):
         return f"{type(value).__name__} of {len(value)}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype} array {tuple(value.shape)}"
+        what = "array" if type(value).__module__ == "numpy" else type(value).__name__.lower()
+        return f"{value.dtype} {what} {tuple(value.shape)}"
+    if hasattr(value, "columns") and hasattr(value, "shape"):
+        return f"{_type_name(type(value))} {tuple(value.shape)}"
     if isinstance(value, bytes | bytearray):
         return f"{len(value)} bytes"
     if isinstance(value, int) and value.bit_length() > 200:
@@ -361,8 +390,10 @@ def _summary(value: Any) -> str:
     return _type_name(type(value))
 
 
-def decode_value(format: str, document: Any = None, data: bytes = b"", *, trust: bool = False) -> Any:
-    """Open a value. ``document`` for the format ``json``, ``data`` for ``pickle``.
+def decode_value(format: str, document: Any = None, data: Any = b"", *, trust: bool = False) -> Any:
+    """Open a value. ``document`` for the format ``json``; ``data``, bytes, for ``parts`` and ``pickle``.
+
+    An array among the parts keeps ``data`` and, if that can be written to, is not copied.
 
     Raises:
         UntrustedValue: it is a pickle and ``trust`` is false.
@@ -375,14 +406,40 @@ def decode_value(format: str, document: Any = None, data: bytes = b"", *, trust:
                 advice="If you trust the node and the task, open it with .trust(); better, return plain data.",
             )
         return pickle.loads(data)
-    if format != "json":
-        raise InvalidMessage(f"{format!r} is no format of values; there are json and pickle.")
+    if format not in ("json", "parts"):
+        raise InvalidMessage(f"{format!r} is no format of values; there are json, parts and pickle.")
     try:
-        return _decode(document)
+        return _decode(document if format == "json" else _with_parts(memoryview(data)))
     except InvalidMessage:
         raise
     except (ValueError, TypeError, KeyError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
         raise InvalidMessage(f"A value is malformed: {type(error).__name__}: {error}.") from error
+
+
+def _with_parts(data: memoryview) -> Any:
+    """The document, in which each part's bytes stand under ``raw``."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise InvalidMessage("A value is malformed: it does not begin as one with parts does.")
+    length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
+    position = ALIGN + _aligned(length)
+    head = json.loads(bytes(data[ALIGN : ALIGN + length]))
+    parts = []
+    for size in head["parts"]:
+        parts.append(data[position : position + size])
+        if parts[-1].nbytes != size:
+            raise InvalidMessage("A value is malformed: it ends before its last part does.")
+        position += _aligned(size)
+    return _insert(head["v"], parts)
+
+
+def _insert(document: Any, parts: Sequence[memoryview]) -> Any:
+    if isinstance(document, list):
+        return [_insert(one, parts) for one in document]
+    if not isinstance(document, dict):
+        return document
+    if "$" in document and "part" in document:
+        return {**document, "raw": parts[document["part"]]}
+    return {key: _insert(one, parts) for key, one in document.items()}
 
 
 def _decode(doc: Any) -> Any:
@@ -442,29 +499,22 @@ def _decode_enum(doc: dict[str, Any]) -> Any:
     return Unresolved(doc["type"], {"name": doc["name"], "value": value})
 
 
-def _decode_array(doc: dict[str, Any]) -> Any:
-    import numpy
-
-    dtype = numpy.dtype(doc["dtype"])
-    if dtype.hasobject:
-        raise InvalidMessage("An array of objects is no data.")
-    array = numpy.frombuffer(bytearray(base64.b64decode(doc["v"])), dtype=dtype).reshape(doc["shape"])
-    return array if doc["$"] == "ndarray" else array[()]
+def _raw(doc: Mapping[str, Any]) -> Any:
+    return doc["raw"] if "raw" in doc else base64.b64decode(doc["v"])
 
 
-def _decode_arrow(doc: dict[str, Any]) -> Any:
-    import pyarrow
+def _tabular(doc: dict[str, Any]) -> Any:
+    from fieldlab_common import tables
 
-    table = pyarrow.ipc.open_stream(base64.b64decode(doc["v"])).read_all()
-    return table if doc["$"] == "table" else table.to_pandas()
+    return tables.decode(doc, _raw, _decode)
 
 
 _DECODE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "int": lambda d: int(d["v"], 16),
     "float": lambda d: float(d["v"]),
     "str": lambda d: base64.b64decode(d["v"]).decode("utf-8", "surrogatepass"),
-    "bytes": lambda d: base64.b64decode(d["v"]),
-    "bytearray": lambda d: bytearray(base64.b64decode(d["v"])),
+    "bytes": lambda d: bytes(_raw(d)),
+    "bytearray": lambda d: bytearray(_raw(d)),
     "complex": lambda d: complex(float(d["v"][0]), float(d["v"][1])),
     "datetime": _parse_moment(dt.datetime),
     "date": _parse_moment(dt.date),
@@ -480,8 +530,7 @@ _DECODE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dict": lambda d: {_decode(k): _decode(v) for k, v in d["v"]},
     "dataclass": _decode_dataclass,
     "enum": _decode_enum,
-    "ndarray": _decode_array,
-    "scalar": _decode_array,
-    "dataframe": _decode_arrow,
-    "table": _decode_arrow,
+    **dict.fromkeys(
+        ("ndarray", "scalar", "table", "dataframe", "series", "index", "array", "element", "pandas"), _tabular
+    ),
 }

@@ -73,10 +73,10 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueRef:
-    """A step's value for the client: ``json`` (safe format) or ``pickle`` (opens only on trust), inline or by digest.
+    """A step's value for the client: ``json`` or ``parts`` (safe) or ``pickle`` (opens only on trust).
 
-    Inline, ``json`` has the tagged document of ``payload`` and ``data`` a pickle in base64. A larger value is the
-    artifact with ``sha256``. ``summary`` tells people what it is without opening it.
+    Inline, ``json`` has the tagged document of ``payload``, and ``data`` one with parts, or a pickle, in base64. A
+    larger value is the artifact with ``sha256``. ``summary`` tells people what it is without opening it.
 
     The value of a step that is a DAG refers to steps inside of it: ``step``, whose path ``json`` is, or ``steps``: a
     dict of the values of several, by name, for which ``json`` has their paths (None: it has no value).

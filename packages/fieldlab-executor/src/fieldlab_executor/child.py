@@ -7,9 +7,9 @@ opens what users sealed. What it has to say goes over its socket: requests of th
 that is for the supervisor to say, so ``sys.exit`` and ``os._exit`` need no care here.
 
 Values stay on the node as files under ``values/`` or, small ones, inside the frames. A *handle* says where:
-``{"j": document}``, ``{"x": file}`` with a document, ``{"b": base64}`` or ``{"p": file}`` with a pickle, or null
-for None. The value of a step that is a DAG is put together of those inside: ``{"l": [handles]}``, ``{"d": {name:
-handle}}``.
+``{"j": document}``, ``{"x": file}`` with a document, ``{"a": file}`` with a document and parts, ``{"b": base64}`` or
+``{"p": file}`` with a pickle, or null for None. The value of a step that is a DAG is put together of those inside:
+``{"l": [handles]}``, ``{"d": {name: handle}}``.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Values:
             return payload.decode_value("json", handle["j"])
         if "x" in handle:
             return payload.decode_value("json", json.loads(self._read(handle["x"])))
+        if "a" in handle:
+            return payload.decode_value("parts", data=self._read_once(handle["a"]))
         if "l" in handle:
             return [self.open(one) for one in handle["l"]]
         if "d" in handle:
@@ -93,30 +95,32 @@ class Values:
     def keep(self, value: Any, name: str) -> tuple[Any, dict[str, Any], bytes]:
         """A handle for ``value``, and what the client gets: the fields of a ValueRef and, inline, its bytes."""
         encoded = payload.encode_value(value)
-        self._keep_out(encoded.body)
+        self._keep_out(encoded)
         inline = encoded.size <= (self._inline if encoded.format == "json" else self._inline * 3 // 4)
         reference: dict[str, Any] = {"format": encoded.format, "size": encoded.size, "summary": encoded.summary}
         if not inline:
-            import hashlib  # it brings a library with it that most steps do not need
-
-            reference["sha256"] = hashlib.sha256(encoded.body).hexdigest()
-            reference["file"] = self._write(f"{name}.value", encoded.body)
+            reference["file"] = f"{name}.value"
+            reference["sha256"] = self._write_hashed(reference["file"], encoded)
         if not encoded.exact:
             handle: Any = self.keep_local(value, name)
-        elif encoded.size <= HANDLE_BYTES:
+        elif encoded.format == "json" and encoded.size <= HANDLE_BYTES:
             handle = {"j": encoded.json}
         else:
-            handle = {"x": reference.get("file") or self._write(f"{name}.value", encoded.body)}
+            file = reference.get("file") or self._write(f"{name}.value", encoded.body)
+            handle = {"x" if encoded.format == "json" else "a": file}
         return handle, reference, encoded.body if inline else b""
 
-    def _keep_out(self, body: bytes) -> None:
+    def _keep_out(self, encoded: payload.EncodedValue) -> None:
         if not self.kept_out:
             return
-        from fieldlab_executor.secrets import Secrets
+        from fieldlab_executor.secrets import Search, Secrets
 
-        if name := Secrets(self.kept_out).shown_in(body):
+        search = Search(Secrets(self.kept_out))
+        encoded.write(search.feed)
+        if search.found:
             raise _Failure(
-                "bad_result", f"It holds the secret {name!r}, which must not leave the node. Return something else."
+                "bad_result",
+                f"It holds the secret {search.found!r}, which must not leave the node. Return something else.",
             )
 
     def keep_local(self, value: Any, name: str) -> dict[str, Any]:
@@ -129,12 +133,36 @@ class Values:
     def keep_exact(self, value: Any, name: str) -> dict[str, Any]:
         """A handle for ``value`` for the node alone, as data where that gives precisely the same."""
         encoded = payload.encode_value(value)
-        if encoded.exact and encoded.size <= HANDLE_BYTES:
+        if encoded.exact and encoded.format == "json" and encoded.size <= HANDLE_BYTES:
             return {"j": encoded.json}
         return self.keep_local(value, name)
 
     def _read(self, name: str) -> bytes:
         return read_file(f"{self._folder}/{name}")
+
+    def _read_once(self, name: str) -> bytearray:
+        """The content of a file that may be large, in memory that the value is to keep."""
+        path = f"{self._folder}/{name}"
+        data = bytearray(os.path.getsize(path))
+        with open(path, "rb", buffering=0) as file:
+            view = memoryview(data)
+            while view and (count := file.readinto(view)):
+                view = view[count:]
+        return data
+
+    def _write_hashed(self, name: str, encoded: payload.EncodedValue) -> str:
+        """Write a file without gathering its content in memory; its SHA-256."""
+        import hashlib  # it brings a library with it that most steps do not need
+
+        digest = hashlib.sha256()
+        with open(f"{self._folder}/{name}", "wb") as file:
+
+            def write(piece: Any) -> None:
+                digest.update(piece)
+                file.write(piece)
+
+            encoded.write(write)
+        return digest.hexdigest()
 
     def _write(self, name: str, data: bytes) -> str:
         with open(f"{self._folder}/{name}", "wb") as file:

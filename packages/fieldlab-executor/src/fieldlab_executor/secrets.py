@@ -9,9 +9,11 @@ encoding or cutting it, is not recognised: this guards against accidents, not ag
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["HIDDEN", "SHORTEST", "Secrets", "forms"]
+__all__ = ["HIDDEN", "SHORTEST", "Search", "Secrets", "forms"]
 
 HIDDEN = "***"
 SHORTEST = 4
@@ -45,10 +47,32 @@ class Secrets:
 
     def shown_in(self, data: bytes) -> str | None:
         """The name of a secret that ``data`` holds; None: of none."""
-        for name, value in self._values.items():
-            if any(form in data for form in forms(value)):
-                return name
-        return None
+        search = Search(self)
+        search.feed(data)
+        return search.found or None
+
+    def forms(self) -> Iterable[tuple[str, bytes]]:
+        """The name of each, with every way in which it may stand in what is reported."""
+        return ((name, form) for name, value in self._values.items() for form in forms(value))
+
+
+class Search:
+    """Looks for secrets in bytes that come piece by piece; ``found`` is the name of the first that is there."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._forms = [(name, re.compile(re.escape(form))) for name, form in secrets.forms()]
+        self._kept = max((len(form) for _, form in secrets.forms()), default=1) - 1
+        self._end = b""  # of what came so far: a secret may begin in it
+        self.found = ""
+
+    def feed(self, piece: Any) -> None:
+        """Look at the next bytes, which are not copied but for their ends."""
+        view = memoryview(piece).cast("B")
+        seam = self._end + bytes(view[: self._kept])
+        for name, form in self._forms:
+            if not self.found and (form.search(view) or form.search(seam)):
+                self.found = name
+        self._end = (self._end + bytes(view[-self._kept :]))[-self._kept :] if self._kept else b""
 
 
 def forms(value: str) -> Iterable[bytes]:

@@ -28,15 +28,15 @@ __all__ = ["ArtifactFile", "ArtifactFiles", "Artifacts", "fetch", "place_of"]
 _READ = 1 << 20
 
 
-def fetch(source: Source, digest: str, length: int) -> bytes:
-    """The blob of that digest and length, in memory, verified.
+def fetch(source: Source, digest: str, length: int) -> bytearray:
+    """The blob of that digest and length, in memory once, verified.
 
     Raises:
         BlobMismatch: the bytes are not those that were announced.
     """
-    parts: list[bytes] = []
-    _pump(source, digest, length, 0, hashlib.sha256(), parts.append)
-    return b"".join(parts)
+    data = bytearray()
+    _pump(source, digest, length, 0, hashlib.sha256(), data.extend)
+    return data
 
 
 def _pump(
@@ -73,7 +73,7 @@ class ArtifactFile:
     def read(self) -> bytes:
         """Its bytes, verified."""
         self._require()
-        return fetch(self._source, self.sha256, self.size)
+        return bytes(fetch(self._source, self.sha256, self.size))
 
     def download(self, path: str | os.PathLike[str]) -> Path:
         """Write it to the file ``path``, whose folders are made; continues a download that was cut."""

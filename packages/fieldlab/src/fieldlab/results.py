@@ -37,7 +37,7 @@ __all__ = ["DeploymentResults", "InnerResults", "Reader", "Results", "StepResult
 class Reader:
     """What results ask for when something beside the records is needed: blobs, graphs by digest, logs, artifacts."""
 
-    blob: Callable[[str, int], bytes]
+    blob: Callable[[str, int], bytes | bytearray]
     graph: Callable[[str], Graph]
     logs: Callable[[str, str], Logs]
     artifacts: Callable[[str, str], list[Any]]

@@ -13,7 +13,7 @@ from fieldlab_common.errors import BadAnswer
 __all__ = ["open_value"]
 
 
-def open_value(ref: p.ValueRef, blob: Callable[[str, int], bytes], *, trust: bool = False) -> Any:
+def open_value(ref: p.ValueRef, blob: Callable[[str, int], bytes | bytearray], *, trust: bool = False) -> Any:
     """The value that ``ref`` refers to. ``blob`` gives the bytes of a digest and size, verified.
 
     Raises:
@@ -27,6 +27,10 @@ def open_value(ref: p.ValueRef, blob: Callable[[str, int], bytes], *, trust: boo
             return payload.decode_value("pickle")
         data = blob(ref.sha256, ref.size) if ref.sha256 else base64.b64decode(ref.data)
         return payload.decode_value("pickle", data=data, trust=True)
+    if ref.format == "parts":
+        return payload.decode_value(
+            "parts", data=blob(ref.sha256, ref.size) if ref.sha256 else base64.b64decode(ref.data)
+        )
     document = ref.json
     if ref.sha256:
         try:
