@@ -7,13 +7,14 @@ import contextlib
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import netlab
 import pytest
 from fieldlab_common.environment import Host, Requirements, Venv
 from fieldlab_common.errors import ConnectorError, UnknownConnector
@@ -33,9 +34,9 @@ class Site:
 
     kind: str
     folder: Path
-    executable: Path
-    options: dict[str, Any]
     process: ConnectorProcess
+    opening: b.Opening
+    host: netlab.Host | None = None
     notices: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
 
     def target(self, name: str = "d1", epoch: int = 1) -> b.Target:
@@ -68,8 +69,16 @@ class Site:
         """Wait until the stand-in has done all that it does before it waits."""
         await wait_for((self.folder / target.deployment / str(target.epoch) / "up").exists)
 
-    def pid(self, target: b.Target) -> int:
-        return int(json.loads((self.folder / target.deployment / f"{target.epoch}.pid").read_text())["pid"])
+    def kill(self, target: b.Target) -> None:
+        self.end(self.folder / target.deployment / f"{target.epoch}.pid")
+
+    def end(self, noted: Path) -> None:
+        pid = int(json.loads(noted.read_text())["pid"])
+        if self.host is not None:
+            subprocess.run(self.host.command("kill", "-KILL", str(pid)), check=False, capture_output=True, timeout=30)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def starts(self, name: str = "d1") -> list[str]:
         return (self.folder / name / "starts").read_text().split()
@@ -79,10 +88,7 @@ class Site:
         return path.read_text().split() if path.exists() else []
 
     def restarted(self) -> ConnectorProcess:
-        opening = b.Opening(
-            infrastructure="lab", folder=str(self.folder), executable=str(self.executable), options=self.options
-        )
-        self.process = ConnectorProcess(self.kind, opening, notice=self.notices.put_nowait)
+        self.process = ConnectorProcess(self.kind, self.opening, notice=self.notices.put_nowait)
         return self.process
 
 
@@ -103,34 +109,71 @@ def drain_of(target: b.Target, what: str = "stay") -> b.DrainRequest:
     return b.DrainRequest(target=target, launch=launch)
 
 
-@asynccontextmanager
-async def site_of(kind: str, folder: Path, executable: Path) -> AsyncIterator[Site]:
+@dataclass(frozen=True)
+class Login:
+    """A host on this machine, and the key that opens it."""
+
+    host: netlab.Host
+    key: str
+
+
+@pytest.fixture(scope="session")
+def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Login]:
+    """A real OpenSSH server, in a network namespace."""
+    if why := netlab.missing():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("netlab")
+    private, public = netlab.keypair(folder)
+    with contextlib.closing(netlab.Netlab(folder)) as lab:
+        host = lab.host("server")
+        host.authorize(public)
+        yield Login(host, private)
+
+
+def local_site(folder: Path, executable: Path) -> Site:
     options = {"nodes": 3, "executable": str(STANDIN), "properties": {"site": "lab"}}
-    site = Site(kind, folder / "infrastructure", executable, options, None)  # type: ignore[arg-type]
+    opening = b.Opening(
+        infrastructure="lab", folder=str(folder / "infrastructure"), executable=str(executable), options=options
+    )
+    return Site("local", folder / "infrastructure", None, opening)  # type: ignore[arg-type]
+
+
+def ssh_site(folder: Path, executable: Path, login: Login) -> Site:
+    named = [
+        {"name": f"local-{number}", "host": login.host.address, "user": "root", "properties": {"site": "lab"}}
+        for number in (1, 2, 3)
+    ]
+    options = {"hosts": named, "key": login.key, "host_keys": [login.host.public_key], "executable": str(STANDIN)}
+    opening = b.Opening(infrastructure="lab", folder=str(folder), executable=str(executable), options=options)
+    there = login.host.home / ".local" / "state" / "fieldlab" / "nodes" / folder.name
+    return Site("ssh", there, None, opening, login.host)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(site: Site) -> AsyncIterator[Site]:
     site.restarted()
     try:
         yield site
     finally:
         await site.process.close()
         for path in site.folder.glob("*/*.pid"):
-            end(path)
-
-
-def end(path: Path) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(json.loads(path.read_text())["pid"]), signal.SIGKILL)
+            site.end(path)
 
 
 Test = Callable[[Site], Awaitable[None]]
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture(params=["local", "ssh"])
 def on_site(request: pytest.FixtureRequest, tmp_path: Path, executable: Path) -> Callable[[Test], None]:
     """Run an asynchronous test against one kind of connector."""
+    if request.param == "ssh":
+        site = ssh_site(tmp_path, executable, request.getfixturevalue("login"))
+    else:
+        site = local_site(tmp_path, executable)
 
     def run(test: Test) -> None:
         async def main() -> None:
-            async with site_of(request.param, tmp_path, executable) as site:
+            async with opened(site):
                 await test(site)
 
         asyncio.run(main())
@@ -171,7 +214,7 @@ def test_a_second_launch_of_an_epoch_starts_nothing(on_site: Callable[[Test], No
         target = await site.launch("stay")
         await asyncio.gather(*(site.launch("stay") for _ in range(5)))
         await site.up(target)
-        os.kill(site.pid(target), signal.SIGKILL)
+        site.kill(target)
         await site.until(target, b.Liveness.DEAD)
         await site.launch("stay")
         assert (await site.look(target)).executor is b.Liveness.DEAD
@@ -210,7 +253,7 @@ def test_a_killed_executor_is_noticed_without_being_looked_at(on_site: Callable[
     async def test(site: Site) -> None:
         target = await site.launch("stay")
         await site.up(target)
-        os.kill(site.pid(target), signal.SIGKILL)
+        site.kill(target)
         assert await asyncio.wait_for(site.notices.get(), PATIENCE) == "d1"
         assert (await site.look(target)).executor is b.Liveness.DEAD
 
@@ -226,7 +269,7 @@ def test_an_executor_outlives_its_connector_and_is_found_again(on_site: Callable
         site.restarted()
         assert (await site.look(target)).executor is b.Liveness.ALIVE
         await site.launch("stay")
-        os.kill(site.pid(target), signal.SIGKILL)
+        site.kill(target)
         await site.until(target, b.Liveness.DEAD)
         assert site.starts() == ["1"]
 
@@ -237,10 +280,10 @@ def test_an_executor_is_alive_while_it_holds_its_lock_though_nobody_noted_it(on_
     async def test(site: Site) -> None:
         target = await site.launch("stay")
         await site.up(target)
-        pid = site.pid(target)
-        (site.folder / "d1" / "1.pid").unlink()
+        noted = site.folder / "d1" / "1.pid"
+        hidden = noted.rename(noted.with_suffix(".hidden"))
         assert (await site.look(target)).executor is b.Liveness.ALIVE
-        os.kill(pid, signal.SIGKILL)
+        site.end(hidden)
         await site.until(target, b.Liveness.DEAD)
 
     on_site(test)
@@ -281,7 +324,7 @@ def test_an_environment_that_cannot_be_made_says_why(on_site: Callable[[Test], N
             wanted = environment(Venv(requirements=Requirements(packages=packages)))
             call = site.process.call("prepare", b.PrepareRequest(target=site.target(), environment=wanted))
             if packages == ("possible",):
-                assert (await call).prepared == {"python": sys.executable}
+                assert Path((await call).prepared["python"]).name.startswith("python")
             else:
                 with pytest.raises(ConnectorError, match="no matching distribution found for impossible"):
                     await call

@@ -107,11 +107,13 @@ if TYPE_CHECKING:
     from fieldlab.runs import Run as Run
     from fieldlab.simulated import Simulation as Simulation
     from fieldlab.simulation import simulate as simulate
+    from fieldlab.ssh import SSH as SSH
 
     __version__: str
 
 __all__ = [
     "DAG",
+    "SSH",
     "ArgumentError",
     "Artifact",
     "ArtifactNameError",
@@ -212,6 +214,7 @@ __all__ = [
 _HOMES = {
     "fieldlab.client": "Client",
     "fieldlab.infrastructure": "Local",
+    "fieldlab.ssh": "SSH",
     "fieldlab.local": "run",
     "fieldlab.planning": "Plan plan",
     "fieldlab.pool": "NodePool",

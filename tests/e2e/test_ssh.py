@@ -1,0 +1,53 @@
+"""Hosts behind SSH as a user's own nodes: an experiment across them, through tunnels, with the connections lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fieldlab as fl
+import netlab
+import pytest
+from greeting import greet
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[netlab.Netlab]:
+    if why := netlab.missing():
+        pytest.skip(why)
+    with contextlib.closing(netlab.Netlab(tmp_path / "lab")) as made:
+        yield made
+
+
+def test_a_run_on_two_hosts_goes_on_when_their_connections_are_lost(
+    client: fl.Client, lab: netlab.Netlab, name: str, tmp_path: Path, until: Callable[..., fl.Results]
+) -> None:
+    private, public = netlab.keypair(lab.folder)
+    (tmp_path / "key").write_text(private)
+    hosts = [lab.host("one"), lab.host("two")]
+    for host in hosts:
+        host.authorize(public)
+    spec = fl.SSH(
+        hosts=[{"name": f"{name}-{host.name}", "host": host.address, "user": "root", "site": "lab"} for host in hosts],
+        key=str(tmp_path / "key"),
+        host_keys=[host.public_key for host in hosts],
+        link="tunnel",
+    )
+    client.infrastructures.attach(name, spec)
+    nodes = client.nodes().where(fl.node["infrastructure"] == name)
+    with fl.DAG("d") as dag:
+        start = fl.barrier("start", timeout=60)
+        greet().after(start)
+    run = client.submit(fl.Experiment(name).map(dag, nodes))
+    run.events.wait("here", count=2, timeout=90)
+    for host in hosts:
+        host.run("pkill", "-KILL", "-f", "sshd: root@notty")  # every connection, and with it keeper and tunnel
+    run.events.send("go")
+    assert run.wait(timeout=90) is fl.ExperimentState.SUCCEEDED, run.results
+    assert {one["greet"].value for one in run.results.values()} == {"one", "two"}
+    assert len(run.artifacts.download(tmp_path / "out")) == 2
+    assert sorted(line.text.strip() for line in run.logs(stream="stdout")) == [
+        "greetings from one",
+        "greetings from two",
+    ]
