@@ -110,6 +110,9 @@ run.results[0]  # refused
 run.results["pi-2"][0]  # refused
 run.results["pi-2"]["x"].valeu  # refused
 run.logs(follow="yes")  # refused
+run.logs(since=[5])  # refused
+run.cancel(nodes=5)  # refused
+run.timeline().of(3)  # refused
 run.events.send(5)  # refused
 run.events.wait("x", count="3")  # refused
 run.events.wait("x", where="loss")  # refused

@@ -250,6 +250,7 @@ def use(client: fl.Client, exp: fl.Experiment, folder: Path) -> fl.Run:
     from fieldlab.artifacts import ArtifactFile, ArtifactFiles
     from fieldlab.logs import LogLine, Logs
     from fieldlab.runs import Deployments
+    from fieldlab.timeline import Timeline
 
     run = client.submit(exp, if_exists="error")
     assert_type(run, fl.Run)
@@ -277,6 +278,17 @@ def use(client: fl.Client, exp: fl.Experiment, folder: Path) -> fl.Run:
     for line in run.logs(follow=True):
         assert_type(line, LogLine)
     assert_type(run.logs(), Logs)
+    assert_type(run.logs(node="pi-1", stream="stdout", since="10m"), Logs)
+    assert_type(run.logs(since=dt.timedelta(minutes=5)).tail(5), tuple[LogLine, ...])
+    assert_type(results.rows(values=False), list[dict[str, Any]])
+    timeline = run.timeline()
+    assert_type(timeline, Timeline)
+    assert_type(timeline.of("pi-2", "upload")[0].state, fl.StepState | fl.DeploymentState | fl.ExperimentState)
+    assert_type(timeline.rows(), list[dict[str, Any]])
+    assert_type(timeline.to_svg(), Svg)
+    assert_type(run.events.latest("ready"), fl.Event | None)
+    assert_type(run.events.count("ready"), int)
+    assert_type(run.artifacts.list(step="upload", name="*.pcap"), ArtifactFiles)
     assert_type(run.artifacts.list(), ArtifactFiles)
     assert_type(run.artifacts.list()[0], ArtifactFile)
     assert_type(run.artifacts.download(folder), list[Path])
@@ -291,6 +303,7 @@ def look_back(client: fl.Client, exp: fl.Experiment) -> fl.Run:
     assert_type(client.submit(exp, if_exists="attach"), fl.Run)
     prepared = client.prepare(exp, if_exists="new")
     assert_type(prepared.start(), fl.Run)
+    assert_type(prepared.cancel(nodes=[one.node for one in prepared.deployments.values()]), fl.Run)
     assert_type(prepared.cancel(reason="wrong site"), fl.Run)
     assert_type(prepared.wait(timeout=60), fl.ExperimentState)
     return prepared

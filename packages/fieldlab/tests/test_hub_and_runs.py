@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import io
 import json
+import os
+import sys
 import threading
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from fieldlab import hub
 from fieldlab.artifacts import Artifacts, place_of
 from fieldlab.hub import Hub
-from fieldlab.runs import Run
+from fieldlab.runs import FEED_PAGES, Run
 from fieldlab.ship import pack, step_names
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
@@ -21,10 +27,12 @@ from fieldlab_common.errors import (
     ArtifactNameError,
     BlobMismatch,
     DefinitionError,
+    DirectorUnreachable,
     EventTooLarge,
     IllegalState,
     NotFound,
     RunFailed,
+    UnknownNameError,
     WaitTimeout,
 )
 from fieldlab_common.experiment import Experiment
@@ -224,6 +232,17 @@ def test_cancelling_one_deployment_leaves_the_others(two: Stage) -> None:
         two.run.cancel(deployments=["zzz"])
 
 
+def test_nodes_are_cancelled_with_all_that_is_on_them(two: Stage) -> None:
+    two.run.cancel(nodes=Node.dummy("b"))
+    assert "cancel" not in two.actors[0].ask("poll", after=0, journal="j-a")[1]
+    assert "cancel" in two.actors[1].ask("poll", after=0, journal="j-b")[1]
+    two.run.cancel(nodes=["a", "b"])
+    assert "cancel" in two.actors[0].ask("poll", after=0, journal="j-a")[1]
+    assert two.run.state is E.CANCELLING
+    with pytest.raises(UnknownNameError, match="nothing on a node 'c'"):
+        two.run.cancel(nodes="c")
+
+
 def test_waiting_too_long_says_how_it_stands(one: Stage) -> None:
     with pytest.raises(WaitTimeout, match="1 running"):
         one.run.wait(timeout=0)
@@ -309,6 +328,18 @@ def test_logs_are_followed_to_the_end(one: Stage) -> None:
     assert one.run.results["a"]["work"].logs[1].text == "two"
 
 
+def test_logs_are_of_one_node_and_since_a_time(two: Stage) -> None:
+    for actor in two.actors:
+        actor.report(p.LogRecord(step="work", text=f"on {actor.name}\n"), lane="bulk", journal=f"j-{actor.name}")
+    assert [line.text for line in two.run.logs(node="b")] == ["on b"]
+    assert [line.text for line in two.run.logs(deployment="a")] == ["on a"]
+    assert [line.text for line in two.run.logs(since=1.0)] == ["on a", "on b"]
+    assert not two.run.logs(since=1.5)
+    for wrong in ({"node": "c"}, {"deployment": "c"}):
+        with pytest.raises(UnknownNameError, match="a, b"):
+            two.run.logs(**wrong)
+
+
 def put(actor: Actor, name: str, data: bytes) -> None:
     digest = actor.artifact(name, data)
     actor.ask("put_blob", data, {"digest": digest}, offset=0, size=len(data))
@@ -321,7 +352,27 @@ def test_artifacts_land_by_deployment_step_and_attempt(one: Stage, tmp_path: Pat
     assert written[0].read_bytes() == b"1,2"
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "a/../../b", "c:evil", "x\\..\\y", "a\x00b", ""])
+HOSTILE = (
+    *(
+        "../../evil",
+        "/etc/passwd",
+        "a/../../b",
+        "c:evil",
+        "x\\..\\y",
+        "a\x00b",
+        "",
+        ".",
+        "..",
+        "a//b",
+        "a/",
+        " a",
+        "a\n",
+    ),
+    *("x" * 5000, "../" * 1600 + "x", "\x1b[2J", "\u202etxt.exe", "ä" * 250),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_name_writes_nothing_and_keeps_nothing_back(one: Stage, tmp_path: Path, name: str) -> None:
     put(one.actors[0], name, b"evil")
     put(one.actors[0], "good.txt", b"good")
@@ -329,6 +380,38 @@ def test_a_hostile_name_writes_nothing_and_keeps_nothing_back(one: Stage, tmp_pa
         one.run.artifacts.download(tmp_path / "out")
     files = [f for f in tmp_path.rglob("*") if f.is_file() and "blobs" not in f.parts]
     assert files == [tmp_path / "out/a/work/1/good.txt"]
+
+
+def test_artifacts_with_hostile_names_are_listed_harmlessly(one: Stage) -> None:
+    for name in (*HOSTILE, "<script>alert(1)</script>"):
+        one.actors[0].report(p.ArtifactRecord(step="<b>\x1b", name=name, size=1, sha256="0" * 64))
+    for shown in (repr(one.run.artifacts), one.run.artifacts._repr_html_(), str(one.run.artifacts.list()[-1])):
+        assert not {"\x1b", "\x00", "\u202e"} & set(shown)
+    assert "<script" not in one.run.artifacts._repr_html_()
+    assert max(map(len, repr(one.run.artifacts).splitlines())) < 400
+
+
+@pytest.mark.parametrize("name", ["NUL", "aux.csv", "out/COM1.txt", "lpt9", "con.tar.gz", "x."])
+def test_names_that_windows_takes_for_devices_are_refused_there_alone(one: Stage, name: str) -> None:
+    put(one.actors[0], name, b"x")
+    (file,) = one.run.artifacts.list()
+    assert place_of(file, "posix") == f"a/work/1/{name}"
+    with pytest.raises(ArtifactNameError, match=r"download\(path\)"):
+        place_of(file, "nt")
+
+
+def test_a_director_cannot_choose_where_a_download_is_kept_either(one: Stage, tmp_path: Path) -> None:
+    put(one.actors[0], "x", b"data")
+    wrong = dataclasses.replace(one.run.artifacts.list()[0], sha256="../../../evil/0123456789")
+    with pytest.raises(BlobMismatch, match="no SHA-256"):
+        wrong.download(tmp_path / "x")
+
+
+def test_artifacts_are_chosen_by_name(one: Stage, tmp_path: Path) -> None:
+    for name in ("a.pcap", "out/b.pcap", "c.csv"):
+        put(one.actors[0], name, name.encode())
+    assert [file.name for file in one.run.artifacts.list(name="*.pcap")] == ["a.pcap", "out/b.pcap"]
+    assert [path.name for path in one.run.artifacts.download(tmp_path, name="c.*")] == ["c.csv"]
 
 
 def test_a_link_in_the_folder_does_not_lead_outside(one: Stage, tmp_path: Path) -> None:
@@ -374,6 +457,34 @@ def test_a_download_continues_where_it_was_cut(one: Stage, tmp_path: Path) -> No
     assert source.offsets == [4]
     with pytest.raises(BlobMismatch):
         cut.list()[0].read()
+
+
+def test_two_downloads_of_one_file_at_once_are_both_right(one: Stage, tmp_path: Path) -> None:
+    put(one.actors[0], "big", b"0123456789")
+    inner: list[bytes] = []
+
+    def meanwhile(chunk: bytes) -> bytes:
+        if not inner:
+            inner.append(b"")
+            inner[0] = one.run.artifacts.list()[0].download(tmp_path / "big").read_bytes()
+        return chunk
+
+    outer = Artifacts(Counting(one.hub, meanwhile)).list()[0]  # type: ignore[arg-type]
+    assert outer.download(tmp_path / "big").read_bytes() == inner[0] == b"0123456789"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["big"]
+
+
+def test_a_file_that_is_there_is_replaced_only_by_a_whole_one(one: Stage, tmp_path: Path) -> None:
+    put(one.actors[0], "big", b"0123456789")
+    (tmp_path / "big").write_bytes(b"of an earlier run")
+
+    def breaks(chunk: bytes) -> bytes:
+        raise DirectorUnreachable("The line was cut.")
+
+    with pytest.raises(DirectorUnreachable):
+        Artifacts(Counting(one.hub, breaks)).list()[0].download(tmp_path / "big")  # type: ignore[arg-type]
+    assert (tmp_path / "big").read_bytes() == b"of an earlier run"
+    assert one.run.artifacts.list()[0].download(tmp_path / "big").read_bytes() == b"0123456789"
 
 
 def test_damaged_bytes_are_never_left_under_the_artifacts_name(one: Stage, tmp_path: Path) -> None:
@@ -437,3 +548,90 @@ def test_a_terminal_gets_a_table_that_nodes_cannot_drive(one: Stage) -> None:
     assert "succeeded" in out.getvalue()
     assert "[bold]x[/bold]" in out.getvalue()
     assert "\x1b]0;" not in out.getvalue()
+
+
+def test_a_dumb_terminal_gets_lines(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    one.actors[0].end()
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    one.run.watch(file=out)
+    assert "exp is succeeded" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_the_watching(one: Stage) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as out:
+        assert one.run.watch(file=out) is E.RUNNING
+        with contextlib.suppress(BrokenPipeError):
+            out.close()
+    assert one.run.state is E.RUNNING
+
+
+def test_what_a_terminal_has_no_letters_for_is_written_out(one: Stage) -> None:
+    one.actors[0].report(p.LogRecord(step="work", text="größer – 測定\n"), lane="bulk")
+    one.actors[0].end(bulk=1)
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    one.run.watch(file=out)
+    assert b"[a/work] gr\\xf6\\xdfer \\u2013" in raw.getvalue()
+
+
+def test_a_notebook_gets_one_table_that_is_replaced(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handle:
+        pages: ClassVar[list[str]] = []
+
+        def update(self, page: str) -> None:
+            self.pages.append(page)
+
+    shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
+    display = types.SimpleNamespace(HTML=str, display=lambda page, display_id: Handle())
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    one.actors[0].report(p.LogRecord(step="work", text="<script>\x1b[2J\n"), lane="bulk")
+    one.actors[0].end()
+    assert one.run.watch() is E.SUCCEEDED
+    assert "<td>succeeded</td>" in Handle.pages[-1]
+    assert "[a/work] &lt;script&gt;\\x1b[2J" in Handle.pages[-1]
+
+
+def test_watching_shows_the_states_before_all_of_a_long_log(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "PAGE", 10)
+    for n in range(100):
+        one.actors[0].report(p.LogRecord(step="work", text=f"line {n}\n"), lane="bulk")
+    feed = one.run.log_feed()
+    assert len(list(feed(False))) == 10 * FEED_PAGES
+    assert [line.text for line in feed(True)][-1] == "line 99"
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_read_one_run_take_each_record_once(one: Stage) -> None:
+    count, reading = 300, threading.Event()
+
+    def read() -> None:
+        reading.wait(30)
+        while len(one.run.results["a"]["work"].history) < count:
+            one.run.results.rows()
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    reading.set()
+    for n in range(count):
+        one.actors[0].report(p.StepRecord(step="work", state=StepState.SUCCEEDED, iteration=n, started=1.0, ended=2.0))
+    for reader in readers:
+        reader.join(60)
+        assert not reader.is_alive()
+    assert [row["iteration"] for row in one.run.results.rows()] == list(range(count))
+
+
+def test_a_fork_while_a_thread_reads_does_not_lock_the_childs_run(one: Stage) -> None:
+    with one.run._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if one.run._lock.acquire(blocking=False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

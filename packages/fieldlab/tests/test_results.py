@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import pandas
 import pytest
 from fieldlab.ledger import DeploymentLedger, Ledger
 from fieldlab.logs import Logs
@@ -12,7 +13,7 @@ from fieldlab.results import DeploymentResults, Reader, Results
 from fieldlab_common import payload, wire
 from fieldlab_common import protocol as p
 from fieldlab_common.deployment import Graph, Need, StepSpec
-from fieldlab_common.errors import BadAnswer, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
+from fieldlab_common.errors import BadAnswer, NotFound, ResultNotReady, StepFailed, UnknownNameError, UntrustedValue
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 
 S, D = StepState, DeploymentState
@@ -193,6 +194,88 @@ def test_rows_are_flat_and_complete() -> None:
     row = fold(done(value=ref(7), usage=p.Usage(cpu=0.5, peak_memory=10)))["pi-1"].rows()[0]
     assert row["deployment"] == "pi-1"
     assert (row["value"], row["seconds"], row["cpu"], row["node"]) == (7, 2.0, 0.5, "raspi")
+
+
+def test_each_attempt_has_a_row_and_the_one_that_counts_is_told() -> None:
+    tries = [
+        p.StepRecord(step="first", state=S.FAILED, attempt=n, reason=Reason.TIMEOUT, started=1.0, ended=2.0, error="e")
+        for n in (1, 2)
+    ]
+    rows = fold(p.StepRecord(step="first", state=S.RUNNING, started=1.0), *tries, done(attempt=3, value=ref(9)))
+    shown = [(r["step"], r["attempt"], r["state"], r["reason"], r["value"], r["last"]) for r in rows.rows()]
+    assert shown == [
+        ("first", 1, "failed", "timeout", None, False),
+        ("first", 2, "failed", "timeout", None, False),
+        ("first", 3, "succeeded", "returned", 9, True),
+        ("second", 0, "waiting", None, None, True),
+    ]
+
+
+def test_each_attempt_of_each_iteration_has_a_row() -> None:
+    parts = [
+        p.StepRecord(step="first", state=state, iteration=i, attempt=n, started=1.0, ended=2.0, value=value)
+        for i, n, state, value in (
+            (0, 1, S.FAILED, None),
+            (1, 1, S.SUCCEEDED, ref(10)),
+            (0, 2, S.SUCCEEDED, ref(0)),
+        )
+    ]
+    rows = fold(*parts, done(iterations=2))["pi-1"].rows()[:3]
+    assert [(r["iteration"], r["attempt"], r["value"], r["last"]) for r in rows] == [
+        (0, 1, None, False),
+        (0, 2, 0, True),
+        (1, 1, 10, True),
+    ]
+
+
+def test_an_attempt_under_way_and_a_step_that_never_ran_have_a_row() -> None:
+    running = p.StepRecord(step="first", state=S.RUNNING, started=1.0)
+    failed = p.StepRecord(step="first", state=S.FAILED, attempt=1, started=1.0, ended=2.0)
+    never = p.StepRecord(step="second", state=S.CANCELLED, settled=True, reason=Reason.CANCELLED, ended=3.0)
+    rows = fold(running, failed, never)["pi-1"].rows()
+    assert [(r["step"], r["attempt"], r["state"], r["last"]) for r in rows] == [
+        ("first", 1, "failed", False),
+        ("first", 2, "running", True),
+        ("second", 0, "cancelled", True),
+    ]
+    assert fold(never)["pi-1"]["second"].attempts == 0
+
+
+def test_rows_open_no_value_where_it_is_not_wanted_or_cannot_be_had() -> None:
+    spilled = p.ValueRef(sha256="0" * 64, size=10, summary="an array")
+
+    def lost(digest: str, size: int) -> bytes:
+        raise NotFound("The blob is gone.")
+
+    results = fold(done(value=spilled))
+    results["pi-1"].reader = Reader(
+        blob=lost, graph=lambda d: GRAPH, logs=lambda d, s: Logs(), artifacts=lambda d, s: []
+    )
+    for values in (True, False):
+        row = results.rows(values=values)[0]
+        assert (row["value"], row["summary"]) == (None, "an array")
+    with pytest.raises(NotFound):
+        _ = results["pi-1"]["first"].value
+
+
+def test_rows_make_a_frame() -> None:
+    frame = pandas.DataFrame(fold(done(value=ref({"loss": 0.5}), usage=p.Usage(cpu=0.5)), done("second")).rows())
+    assert list(frame[frame["last"]]["step"]) == ["first", "second"]
+    assert frame["seconds"].sum() == 4.0
+
+
+def test_a_record_that_cannot_be_read_does_not_hide_the_others() -> None:
+    ledger = Ledger()
+    ledger.add("pi-1", p.Record(kind="step", at=0.0, body={"step": 3, "state": "flying"}))
+    ledger.add("pi-1", record(done(value=ref(1))))
+    assert list(ledger.deployments["pi-1"].steps) == ["first"]
+
+
+@pytest.mark.parametrize("at", [1e300, -1e300, 1e18, -5.0])
+def test_times_that_a_node_made_up_are_shown_and_break_nothing(at: float) -> None:
+    results = fold(done(started=at, ended=-at))
+    assert "first" in repr(results)
+    assert "first" in results["pi-1"].to_svg()
 
 
 def test_nothing_that_a_node_wrote_reaches_terminal_or_page_unescaped() -> None:

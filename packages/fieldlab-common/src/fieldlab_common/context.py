@@ -186,15 +186,16 @@ class TaskContext(ABC):
         """
 
 
-_BAD = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
+# Controls, what Windows takes for a separator or a drive, and the marks that make a name look like another.
+_BAD = re.compile("[\x00-\x1f\x7f-\x9f\\\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|^[A-Za-z]:")
 
 
 def check_artifact_name(name: object) -> str:
     """Return ``name`` if it is a portable relative name (``out/trace.csv``).
 
     Raises:
-        ArtifactNameError: it is absolute, has ``..``, a backslash, a control character, a drive or an empty part, or
-            is longer than 255 characters.
+        ArtifactNameError: it is absolute, has ``..``, a backslash, a control character (also one that turns the
+            direction of writing), a drive or an empty part, or is longer than 255 characters.
     """
     if (
         not isinstance(name, str)

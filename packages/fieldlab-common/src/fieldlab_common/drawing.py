@@ -20,7 +20,21 @@ from fieldlab_common.errors import UnsupportedError
 from fieldlab_common.layout import Layout, arrange, points_needed
 from fieldlab_common.lifecycle import StepState
 
-__all__ = ["Box", "Drawing", "Kind", "Line", "Standing", "Svg", "drawing_of", "lines_to"]
+__all__ = [
+    "COLOURS",
+    "FAINT",
+    "INK",
+    "Box",
+    "Drawing",
+    "Kind",
+    "Line",
+    "Standing",
+    "Svg",
+    "drawing_of",
+    "lines_to",
+    "svg_text",
+    "xml",
+]
 
 
 class Kind(StrEnum):
@@ -107,8 +121,8 @@ class Drawing:
             if box.standing is not None:
                 states.setdefault(box.standing.state, []).append(number)
         for state, members in states.items():
-            fill, edge = _COLOURS[state]
-            out.append(f"    classDef {state.value} fill:{fill},stroke:{edge},color:{_INK}")
+            fill, edge = COLOURS[state]
+            out.append(f"    classDef {state.value} fill:{fill},stroke:{edge},color:{INK}")
             out.append(f"    class {','.join(members)} {state.value}")
         if background := [number for number, box in every if box.background]:
             out.append("    classDef background stroke-dasharray:5 3")
@@ -187,9 +201,9 @@ def drawing_of(graph: Graph, standings: Mapping[str, Standing] | None = None, sc
 
 # --- Mermaid and DOT --------------------------------------------------------------------------------------------------
 
-_INK = "#1f2937"
-_FAINT = "#5b6675"
-_COLOURS: Mapping[StepState, tuple[str, str]] = {  # inside, edge
+INK = "#1f2937"
+FAINT = "#5b6675"
+COLOURS: Mapping[StepState, tuple[str, str]] = {  # inside, edge
     StepState.WAITING: ("#ffffff", "#8a94a3"),
     StepState.RUNNING: ("#dbeafe", "#2563eb"),
     StepState.SUCCEEDED: ("#dcfce7", "#15803d"),
@@ -296,7 +310,7 @@ def _dot_told(box: Box) -> list[str]:
     label = _dot(box.name)[:-1] + (r"\n" + _dot(small)[1:-1] if small else "") + '"'
     told = [f"label={label}"]
     if box.standing is not None:
-        fill, edge = _COLOURS[box.standing.state]
+        fill, edge = COLOURS[box.standing.state]
         told += [f'fillcolor="{fill}"', f'color="{edge}"']
     if box.background:
         told.append('style="rounded,filled,dashed"')
@@ -316,8 +330,8 @@ MARGIN, HEAD, FOOT = 16.0, 34.0, 34.0
 ARROW = 8.0
 
 _STYLE: Mapping[Kind, tuple[str, str, float]] = {  # colour, dashes, width
-    Kind.DATA: (_INK, "", 1.6),
-    Kind.SUCCESS: (_FAINT, "7 4", 1.4),
+    Kind.DATA: (INK, "", 1.6),
+    Kind.SUCCESS: (FAINT, "7 4", 1.4),
     Kind.FAILURE: ("#b91c1c", "4 3", 1.6),
     Kind.ALWAYS: ("#6d28d9", "9 3 2 3", 1.5),
     Kind.DURING: ("#0e7490", "1.5 4", 2.4),
@@ -332,14 +346,16 @@ def _short(text: str, most: int = LONGEST) -> str:
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
 
 
-def _xml(text: str) -> str:
+def xml(text: str) -> str:
+    """``text`` for a document of XML: escaped, and without what none can hold."""
     return _plain(text).translate(_ENTITIES)
 
 
-def _text(x: float, y: float, text: str, size: int, colour: str, anchor: str = "middle", more: str = "") -> str:
+def svg_text(x: float, y: float, text: str, size: int, colour: str, anchor: str = "middle", more: str = "") -> str:
+    """A line of text in an SVG; ``more`` are attributes."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{more}>'
-        f"{_xml(text)}</text>"
+        f"{xml(text)}</text>"
     )
 
 
@@ -383,9 +399,9 @@ class _Picture:
         view = f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" font-family="Helvetica, Arial, sans-serif"'
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>',
-            f"<title>{_xml(self.drawing.title)}</title>",
+            f"<title>{xml(self.drawing.title)}</title>",
             f'<rect {size} fill="#ffffff"/>',
-            _text(MARGIN, 22, _short(self.drawing.title), 14, _INK, "start", ' font-weight="bold"'),
+            svg_text(MARGIN, 22, _short(self.drawing.title), 14, INK, "start", ' font-weight="bold"'),
             *(self._line(number, line) for number, line in enumerate(self.drawing.lines)),
             *(self._box(box) for box in self.drawing.boxes),
             *self._key(height - FOOT / 2),
@@ -399,19 +415,19 @@ class _Picture:
     def _box(self, box: Box) -> str:
         centre, layer = self.layout.boxes[box.name]
         centre, top, width = centre + self.left, self._top(layer), self.widths[box.name]
-        colours = _COLOURS[box.standing.state] if box.standing else ("#f8fafc", _FAINT)
+        colours = COLOURS[box.standing.state] if box.standing else ("#f8fafc", FAINT)
         skipped = box.standing is not None and box.standing.state is StepState.SKIPPED
         dashes = ' stroke-dasharray="6 3"' if box.background else ""
         small = box.small_print()
         told = f"{box.name}: {small}" if small else box.name
-        ink = _FAINT if skipped else _INK
-        parts = [f"<g><title>{_xml(told)}</title>"]
+        ink = FAINT if skipped else INK
+        parts = [f"<g><title>{xml(told)}</title>"]
         if box.several:
             parts.append(_rect(centre - width / 2 + 4, top + 4, width, colours, dashes))
         parts.append(_rect(centre - width / 2, top, width, colours, dashes))
-        parts.append(_text(centre, top + (17 if small else 25), _short(box.name), 13, ink))
+        parts.append(svg_text(centre, top + (17 if small else 25), _short(box.name), 13, ink))
         if small:
-            parts.append(_text(centre, top + 32, _short(small, LONGEST + 10), 11, _FAINT))
+            parts.append(svg_text(centre, top + 32, _short(small, LONGEST + 10), 11, FAINT))
         return "".join(parts) + "</g>"
 
     def _line(self, number: int, line: Line) -> str:
@@ -429,14 +445,14 @@ class _Picture:
             if not last:
                 y += HEIGHT
                 drawn.append(f"V{y:.1f}")
-        told = _xml(f"{line.source} → {line.target}: {line.kind.value}")
+        told = xml(f"{line.source} → {line.target}: {line.kind.value}")
         return f"<g><title>{told}</title>{_stroke(' '.join(drawn), line.kind)}{_head(x, y, line.kind)}</g>"
 
     def _key(self, y: float) -> Iterator[str]:
         for number, kind in enumerate(self.kinds):
             x = MARGIN + number * 104.0
             yield _stroke(f"M{x:.1f} {y:.1f} H{x + 40:.1f}", kind)
-            yield _text(x + 46, y + 4, kind.value, 11, _FAINT, "start")
+            yield svg_text(x + 46, y + 4, kind.value, 11, FAINT, "start")
 
 
 def _stroke(path: str, kind: Kind) -> str:

@@ -8,11 +8,17 @@ continues where it stopped; a file that is there already, with the right bytes, 
 from __future__ import annotations
 
 import builtins
+import contextlib
+import errno
+import fnmatch
 import hashlib
 import os
+import re
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from fieldlab_common import paths
 from fieldlab_common import protocol as p
@@ -26,6 +32,9 @@ from fieldlab.text import clean, html_table, one_line, size, table
 __all__ = ["ArtifactFile", "ArtifactFiles", "Artifacts", "fetch", "place_of"]
 
 _READ = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# What Windows takes for a device, whatever stands behind a dot (its "Naming files, paths and namespaces").
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\..*)?", re.IGNORECASE)
 
 
 def fetch(source: Source, digest: str, length: int) -> bytearray:
@@ -84,6 +93,10 @@ class ArtifactFile:
         return target
 
     def _require(self) -> None:
+        if not _DIGEST.fullmatch(self.sha256):
+            raise BlobMismatch(
+                f"Artifact {clean(self.name)!r:.100} has no SHA-256 that its bytes could be held against."
+            )
         if self.lost:
             raise NotFound(f"Artifact {clean(self.name)!r} of {clean(self.step)!r} was lost: {clean(self.lost)}.")
 
@@ -107,11 +120,11 @@ def of_info(info: p.ArtifactInfo, source: Source) -> ArtifactFile:
     )
 
 
-def place_of(file: ArtifactFile) -> str:
+def place_of(file: ArtifactFile, platform: str = os.name) -> str:
     """Where it lands below the download folder: deployment/step/attempt or iteration/name.
 
     Raises:
-        InvalidNameError: a name would leave the folder, or is not portable.
+        InvalidNameError: a name would leave the folder, or is none on this platform.
     """
     number = file.attempt if file.iteration is None else file.iteration
     if paths.parts_of(file.step) is None:
@@ -119,7 +132,12 @@ def place_of(file: ArtifactFile) -> str:
     for name, _, _ in paths.parts_of(file.step) or ():
         check_name(name, "a step")
     parts = (check_name(file.deployment, "a deployment"), file.step, str(int(number)))
-    return "/".join((*parts, check_artifact_name(file.name)))
+    place = "/".join((*parts, check_artifact_name(file.name)))
+    if platform == "nt" and any(_DEVICE.fullmatch(part) or part.endswith(".") for part in place.split("/")):
+        raise ArtifactNameError(
+            f"{place!r} is no name for a file on Windows.", advice="Give it another: artifact.download(path)."
+        )
+    return place
 
 
 def _is_there(path: Path, digest: str, length: int) -> bool:
@@ -131,10 +149,8 @@ def _is_there(path: Path, digest: str, length: int) -> bool:
 
 def _save(source: Source, wanted: ArtifactFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name[:100]}.{wanted.sha256[:16]}.part")
-    sha, offset = hashlib.sha256(), 0
-    with part.open("ab+") as file:
-        file.seek(0)
+    with _part_of(target, wanted.sha256) as (part, file):
+        sha, offset = hashlib.sha256(), 0
         while block := file.read(_READ):
             sha.update(block)
             offset += len(block)
@@ -148,7 +164,44 @@ def _save(source: Source, wanted: ArtifactFile, target: Path) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError:
+            part.unlink(missing_ok=True)  # it can never be given its name
+            raise
+
+
+@contextlib.contextmanager
+def _part_of(target: Path, digest: str) -> Iterator[tuple[Path, BinaryIO]]:
+    """The file that a download goes into, from its beginning: what an earlier one left, which this one has alone.
+
+    If another program, or thread, is downloading the same file just now, it is a fresh one, gone in the end.
+    """
+    stem = f".{os.fsencode(target.name)[:100].decode(errors='ignore')}.{digest[:16]}"
+    part = target.with_name(f"{stem}.part")
+    with part.open("ab+") as file:
+        if _has_alone(file, part):
+            file.seek(0)
+            yield part, file
+            return
+    own = target.with_name(f"{stem}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with own.open("xb+") as file:
+            yield own, file
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _has_alone(file: BinaryIO, path: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a file that another has open cannot be replaced anyway
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # else it was just finished, and renamed
+    except OSError:
+        return False
 
 
 class ArtifactFiles(list[ArtifactFile]):
@@ -176,40 +229,49 @@ class Artifacts:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def list(self, *, deployment: str | None = None, step: str | None = None) -> ArtifactFiles:
-        """Those announced so far, or those of one deployment or step."""
+    def list(self, *, deployment: str | None = None, step: str | None = None, name: str | None = None) -> ArtifactFiles:
+        """Those announced so far, or those of one deployment or step, or with a name like ``*.pcap``."""
         found = (of_info(info, self._source) for info in self._source.artifacts())
         return ArtifactFiles(
             one
             for one in found
-            if deployment in (None, one.deployment) and (step is None or paths.below(one.step, step))
+            if deployment in (None, one.deployment)
+            and (step is None or paths.below(one.step, step))
+            and (name is None or fnmatch.fnmatchcase(one.name, name))
         )
 
     def download(
-        self, folder: str | os.PathLike[str] = "out", *, deployment: str | None = None, step: str | None = None
+        self,
+        folder: str | os.PathLike[str] = "out",
+        *,
+        deployment: str | None = None,
+        step: str | None = None,
+        name: str | None = None,
     ) -> builtins.list[Path]:
         """Write every artifact that is stored to ``folder/<deployment>/<step>/<attempt or iteration>/<name>``.
 
-        Files that are there already are not fetched again. One that cannot be had does not keep the others back:
-        its error is raised when they are written.
+        Files that are there already, with the right bytes, are not fetched again; a download that was cut goes on
+        where it stopped. One that cannot be had does not keep the others back: its error is raised in the end.
 
         Raises:
-            InvalidNameError: a node gave a name that would leave the folder.
+            InvalidNameError: a node gave a name that would leave the folder, or that this platform cannot have.
             BlobMismatch: the bytes are not those that were announced.
         """
         base = Path(folder)
         base.mkdir(parents=True, exist_ok=True)
         written: builtins.list[Path] = []
         failed: builtins.list[FieldlabError] = []
-        for file in self.list(deployment=deployment, step=step):
+        for file in self.list(deployment=deployment, step=step, name=name):
             if file.lost or not file.stored:
                 continue
             try:
                 written.append(file.download(_inside(base, file)))
             except (InvalidNameError, BlobMismatch, NotFound) as error:
                 failed.append(error)
-            except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-                failed.append(_in_the_way(file, error))
+            except OSError as error:
+                if error.errno not in _UNNAMEABLE:
+                    raise
+                failed.append(_unwritten(file, error))
         if failed:
             raise failed[0]
         return written
@@ -221,8 +283,14 @@ class Artifacts:
         return self.list()._repr_html_()
 
 
-def _in_the_way(file: ArtifactFile, error: OSError) -> ArtifactNameError:
-    made = ArtifactNameError(f"Artifact {clean(file.name)!r} cannot be written: another stands in its place ({error}).")
+# Errors of the file system that are the name's fault, and not the disk's: the other files can still be written.
+_UNNAMEABLE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+
+
+def _unwritten(file: ArtifactFile, error: OSError) -> ArtifactNameError:
+    blocked = error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+    why = "another stands in its place" if blocked else "this file system has no such names"
+    made = ArtifactNameError(f"Artifact {clean(file.name)!r} cannot be written: {why} ({error}).")
     made.__cause__ = error
     return made
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fieldlab_common import paths
 from fieldlab_common import protocol as p
+from fieldlab_common.errors import InvalidMessage
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.wire import decode
 
@@ -74,7 +75,7 @@ class StepLedger:
             self.started = record.started
         if record.settled:
             self.settled, self.late = record, late
-            if record.iterations is None and record.state is not StepState.SKIPPED:
+            if record.iterations is None and record.started is not None:  # else it never ran
                 self.history[None, record.attempt] = _attempt(record)
         elif record.state is StepState.RUNNING:
             self.running = True
@@ -97,6 +98,7 @@ class DeploymentLedger:
     runs: dict[str, dict[int | None, int]] = field(default_factory=dict)
     running: dict[str, None] = field(default_factory=dict)
     started: p.Started | None = None
+    began: float | None = None  # when it started, by the node's clock
     ended: p.Ended | None = None
     cancel: p.CancelRecord | None = None
 
@@ -126,7 +128,7 @@ class DeploymentLedger:
 
 
 class Ledger:
-    """The fold: give it every record once, in order; kinds that this version does not know are passed over."""
+    """The fold: give it every record once, in order. What this version does not know or cannot read is passed over."""
 
     def __init__(self) -> None:
         self.deployments: dict[str, DeploymentLedger] = {}
@@ -137,7 +139,10 @@ class Ledger:
         cls = p.RECORDS.get(record.kind)
         if cls is None:
             return
-        body: Any = decode(cls, dict(record.body))
+        try:
+            body: Any = decode(cls, dict(record.body))
+        except InvalidMessage:  # of a node that is newer, or broken: the others' results are none the worse for it
+            return
         if isinstance(body, p.StepRecord):
             one.add(body, late)
         elif isinstance(body, p.ArtifactRecord):
@@ -146,7 +151,7 @@ class Ledger:
         elif isinstance(body, p.ArtifactLost):
             one.step(body.step).lost[body.sha256 or body.name] = body.reason
         elif isinstance(body, p.Started):
-            one.started = body
+            one.started, one.began = body, record.at
         elif isinstance(body, p.Ended) and one.ended is None:
             one.ended = body
         elif isinstance(body, p.CancelRecord):

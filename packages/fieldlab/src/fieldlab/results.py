@@ -23,6 +23,7 @@ from fieldlab_common.lifecycle import DeploymentState, Reason, StepState
 
 from fieldlab.ledger import Attempt, DeploymentLedger, Ledger, StepLedger
 from fieldlab.logs import Logs
+from fieldlab.rows import rows_of, took
 from fieldlab.text import clean, duration, html_table, instant, one_line, table
 from fieldlab.values import open_value
 from fieldlab.views import Drawn, Named
@@ -51,7 +52,7 @@ class StepResult:
 
     def __init__(self, name: str, deployment: DeploymentResults, ledger: StepLedger) -> None:
         self.name = name
-        self._deployment, self._ledger = deployment, ledger
+        self._deployment, self.ledger = deployment, ledger  # the ledger is what the records say of it
         self._opened: dict[bool, Any] = {}
 
     @property
@@ -62,7 +63,7 @@ class StepResult:
     @property
     def status(self) -> StepState:
         """Its state. A step that was under way when its deployment ended without it counts as failed."""
-        ledger = self._ledger
+        ledger = self.ledger
         if ledger.settled is not None:
             return ledger.settled.state
         state = StepState.RUNNING if ledger.running else StepState.WAITING
@@ -146,67 +147,67 @@ class StepResult:
     @property
     def reason(self) -> Reason | None:
         """Why it ended as it did, for programs; None while it has not."""
-        if self._ledger.settled is not None:
-            return self._ledger.settled.reason
+        if self.ledger.settled is not None:
+            return self.ledger.settled.reason
         return self._deployment.reason if self.status.terminal else None
 
     @property
     def message(self) -> str:
         """Why it ended as it did, in a sentence (text from the node: ``str()`` of results makes it harmless)."""
-        if self._ledger.settled is not None:
-            return self._ledger.settled.message
+        if self.ledger.settled is not None:
+            return self.ledger.settled.message
         return f"Its deployment ended without it. {self._deployment.message}".strip() if self.status.terminal else ""
 
     @property
     def error(self) -> str:
         """The traceback of its last failed attempt, as text; empty if it did not fail."""
-        if self._ledger.settled is not None:
-            return self._ledger.settled.error
-        failed = [one.error for one in self._ledger.history.values() if one.error]
+        if self.ledger.settled is not None:
+            return self.ledger.settled.error
+        failed = [one.error for one in self.ledger.history.values() if one.error]
         return failed[-1] if failed else ""
 
     @property
     def attempts(self) -> int:
         """How many attempts were made; 0 if it never ran."""
-        return self._ledger.attempt if self._ledger.running or self._ledger.history else 0
+        return self.ledger.attempt if self.ledger.running or self.ledger.history else 0
 
     @property
     def history(self) -> tuple[Attempt, ...]:
         """Every attempt that ended, in the order in which they did; of an iterated step, those of all iterations."""
-        return tuple(self._ledger.history.values())
+        return tuple(self.ledger.history.values())
 
     @property
     def started(self) -> float | None:
         """When its first attempt started: seconds since the epoch, by the node's clock."""
-        return self._ledger.started
+        return self.ledger.started
 
     @property
     def ended(self) -> float | None:
         """When it ended, likewise."""
-        return self._ledger.settled.ended if self._ledger.settled is not None else None
+        return self.ledger.settled.ended if self.ledger.settled is not None else None
 
     @property
     def usage(self) -> p.Usage | None:
         """CPU time, peak memory, exit code or signal of the last attempt."""
-        return self._ledger.settled.usage if self._ledger.settled is not None else None
+        return self.ledger.settled.usage if self.ledger.settled is not None else None
 
     @property
     def late(self) -> bool:
         """Whether its result came after its deployment had been given up."""
-        return self._ledger.late
+        return self.ledger.late
 
     @property
     def iterated(self) -> bool:
         """Whether it is a repeated or mapped step: its value is a list."""
-        settled = self._ledger.settled
-        return bool(self._ledger.iterations) or (settled is not None and settled.iterations is not None)
+        settled = self.ledger.settled
+        return bool(self.ledger.iterations) or (settled is not None and settled.iterations is not None)
 
     @property
     def summary(self) -> str:
         """What its value is, in one line, without opening it."""
-        settled = self._ledger.settled
+        settled = self.ledger.settled
         if self.iterated:
-            return f"{len(self._ledger.iterations)} iterations"
+            return f"{len(self.ledger.iterations)} iterations"
         return settled.value.summary if settled is not None and settled.value is not None else ""
 
     @property
@@ -237,12 +238,12 @@ class StepResult:
     def _open(self, *, trust: bool) -> Any:
         if trust not in self._opened:
             self._require_success()
-            settled = self._ledger.settled
+            settled = self.ledger.settled
             if self.iterated:
-                done = [self._ledger.iterations[i] for i in sorted(self._ledger.iterations)]
-                self._opened[trust] = [self._open_one(one.value, trust) for one in done]
+                done = [self.ledger.iterations[i] for i in sorted(self.ledger.iterations)]
+                self._opened[trust] = [self.open_one(one.value, trust) for one in done]
             else:
-                self._opened[trust] = self._open_one(settled.value if settled else None, trust)
+                self._opened[trust] = self.open_one(settled.value if settled else None, trust)
         return self._opened[trust]
 
     def _require_success(self) -> None:
@@ -259,7 +260,8 @@ class StepResult:
                 details={"status": status.value, "reason": self.reason.value if self.reason else None},
             )
 
-    def _open_one(self, ref: p.ValueRef | None, trust: bool) -> Any:
+    def open_one(self, ref: p.ValueRef | None, trust: bool) -> Any:
+        """The value that ``ref``, of one of its attempts, refers to."""
         if ref is None:
             return None
         if ref.format == "step":
@@ -306,7 +308,7 @@ class DeploymentResults(Named, Drawn):
         self.info, self.reader = info, reader
         self._ledger = ledger
         self._names: dict[str, dict[str, None]] = {"": {}}  # of the steps, by the plain path of the scope they are in
-        for path in (*steps, *map(paths.plain, ledger.steps)):
+        for path in (*steps, *map(paths.plain, list(ledger.steps))):
             scope, name = paths.split(path)
             self._names.setdefault(scope, {})[name] = None
         self._made: dict[str, StepResult] = {}
@@ -367,7 +369,7 @@ class DeploymentResults(Named, Drawn):
     @property
     def running(self) -> tuple[str, ...]:
         """The paths of the steps that run now; of one that is a DAG, those inside of it that do."""
-        found = self._ledger.running
+        found = tuple(self._ledger.running)
         outer = {scope for path in found for scope in _enclosing(path)}
         return tuple(path for path in found if path not in outer)
 
@@ -404,9 +406,13 @@ class DeploymentResults(Named, Drawn):
         """The steps, with those inside of steps that are DAGs and ran but once."""
         return (one for one in self.walk() if "[" not in one.name)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each step, or for each iteration of an iterated one, also inside of DAGs: for pandas."""
-        return [row for one in self.walk() for row in _rows(one, self.info)]
+    def rows(self, *, values: bool = True) -> list[dict[str, Any]]:
+        """A flat row for each attempt of each step and iteration, also inside of DAGs: for pandas.
+
+        ``last`` tells the attempt that counts; a step that did not run has one row, with ``attempt`` 0. ``value`` is
+        None where it is a pickle, or cannot be had; with ``values=False`` none is opened, and so none is fetched.
+        """
+        return [row for one in self.walk() for row in rows_of(one, self.info, values)]
 
     def _table(self) -> list[list[object]]:
         return [_shown(one) for one in self._plainly()]
@@ -469,60 +475,14 @@ _HEADER = ("step", "status", "reason", "started", "took", "attempts", "value")
 
 def _standing(step: StepResult) -> Standing:
     why = step.reason.value if step.reason is not None and step.status is not StepState.SUCCEEDED else ""
-    return Standing(state=step.status, note=" · ".join(part for part in (why, duration(_took(step))) if part))
-
-
-def _took(one: StepResult | Attempt) -> float | None:
-    return one.ended - one.started if one.ended is not None and one.started is not None else None
+    return Standing(state=step.status, note=" · ".join(part for part in (why, duration(took(step))) if part))
 
 
 def _shown(step: StepResult) -> list[object]:
     told = step.summary if step.status is StepState.SUCCEEDED else step.message
     reason = step.reason.value if step.reason is not None else ""
     attempts = step.attempts or ""
-    return [step.name, step.status.value, reason, instant(step.started), duration(_took(step)), attempts, told]
-
-
-def _rows(step: StepResult, info: p.DeploymentInfo) -> Iterator[dict[str, Any]]:
-    base = {"deployment": step.deployment, "node": info.node, "role": info.role, "step": paths.plain(step.name)}
-    base["path"] = step.name
-    if step.iterated:
-        for number, one in sorted(step._ledger.iterations.items()):
-            yield {**base, "iteration": number, **_row(step, one)}
-        return
-    last = Attempt(
-        attempt=step.attempts,
-        state=step.status,
-        reason=step.reason,
-        message=step.message,
-        error=step.error,
-        started=step.started,
-        ended=step.ended,
-        usage=step.usage,
-        value=step._ledger.settled.value if step._ledger.settled else None,
-    )
-    yield {**base, "iteration": paths.iteration_of(step.name), **_row(step, last)}
-
-
-def _row(step: StepResult, one: Attempt) -> dict[str, Any]:
-    try:
-        value = step._open_one(one.value, False) if one.state is StepState.SUCCEEDED else None
-    except UntrustedValue:
-        value = None  # the row still says what it is, in "summary"
-    return {
-        "status": one.state.value,
-        "reason": one.reason.value if one.reason is not None else None,
-        "value": value,
-        "summary": one.value.summary if one.value is not None else "",
-        "attempts": one.attempt,
-        "started": one.started,
-        "ended": one.ended,
-        "seconds": _took(one),
-        "cpu": one.usage.cpu if one.usage is not None else None,
-        "peak_memory": one.usage.peak_memory if one.usage is not None else None,
-        "message": one.message,
-        "error": one.error,
-    }
+    return [step.name, step.status.value, reason, instant(step.started), duration(took(step)), attempts, told]
 
 
 class Results(Named):
@@ -557,9 +517,9 @@ class Results(Named):
     def __len__(self) -> int:
         return len(self._infos)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each step (each iteration of an iterated one) of each deployment: for pandas."""
-        return [row for name in self for row in self[name].rows()]
+    def rows(self, *, values: bool = True) -> list[dict[str, Any]]:
+        """A flat row for each attempt of each deployment, step and iteration: see ``DeploymentResults.rows``."""
+        return [row for name in self for row in self[name].rows(values=values)]
 
     def _table(self) -> list[list[object]]:
         return [[name, *_shown(step)] for name in self for step in self[name]._plainly()]

@@ -8,33 +8,34 @@ director in between; while the director does not answer, readers keep asking for
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TextIO, overload
 
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
-from fieldlab_common.builtin import check_event_name
 from fieldlab_common.deployment import Graph
-from fieldlab_common.errors import DefinitionError, EventTooLarge, RunFailed, WaitTimeout
-from fieldlab_common.events import MAX_EVENT_BYTES, Event
+from fieldlab_common.errors import RunFailed, UnknownNameError, WaitTimeout
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
+from fieldlab_common.node import Node
 from fieldlab_common.protocol import Lane
 
 from fieldlab import artifacts as _artifacts
+from fieldlab.events import RunEvents
+from fieldlab.forks import made_anew
 from fieldlab.ledger import Ledger
-from fieldlab.logs import Assembler, LogFilter, LogLine, Logs, assemble
+from fieldlab.logs import Assembler, LogFilter, LogLine, Logs, Since, assemble, moment
 from fieldlab.results import DeploymentResults, Reader, Results
-from fieldlab.source import Source
-from fieldlab.text import clean, counted, html_table, instant, listed, one_line, table
-from fieldlab.transport import json_of
+from fieldlab.source import LONG_POLL, Source
+from fieldlab.text import clean, closest, counted, html_table, instant, listed, one_line, table
+from fieldlab.timeline import Timeline, timeline_of
 
-__all__ = ["Deployments", "Run", "RunEvents"]
+__all__ = ["Deployments", "Run"]
 
-LONG_POLL = 20.0  # seconds for which one request may be held
 SETTLING = 0.25  # seconds between looks when all deployments have ended and the run is about to
 DRAINING = 5.0  # seconds for which logs of a run that has ended are waited for, since the last that came
+FEED_PAGES = 5  # pages of logs that a watcher takes at once, so that it comes to see the states in between
 
 
 class Deployments(Mapping[str, p.DeploymentInfo]):
@@ -69,7 +70,7 @@ _HEADER = ("deployment", "node", "role", "state", "reason", "started", "message"
 
 
 class Run:
-    """An experiment that was submitted, or that runs here."""
+    """An experiment that was submitted, or that runs here. It may be used from several threads."""
 
     def __init__(
         self,
@@ -85,6 +86,12 @@ class Run:
         self._ledger, self._cursor, self._seen_events = Ledger(), 0, 0
         self.events = RunEvents(source, clock)
         self.artifacts = _artifacts.Artifacts(source)
+        self.after_fork()
+        made_anew(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock that nobody holds."""
+        self._lock = threading.Lock()
 
     # --- how it stands ---
 
@@ -133,15 +140,38 @@ class Run:
         self._info = self._source.start()
         return self
 
-    def cancel(self, reason: str = "", deployments: Sequence[str] = ()) -> Run:
-        """Ask for it to be stopped, or only the named deployments of it; ``wait`` then waits for the end.
+    def cancel(
+        self, reason: str = "", deployments: Sequence[str] = (), *, nodes: str | Node | Iterable[str | Node] = ()
+    ) -> Run:
+        """Ask for it to be stopped, or only some deployments of it: those named, or those on ``nodes``.
 
-        It ends as ``cancelled``, whatever its tasks do; what was recorded is kept. Returns the run.
+        The run, or what was named of it (all of it is the run), ends as ``cancelled``, whatever its tasks do; what was
+        recorded is kept, and ``wait`` waits for the end. Returns the run.
+
+        Raises:
+            NotFound: it has no such deployment.
+            UnknownNameError: none of its deployments is on such a node.
         """
-        if isinstance(deployments, str):
-            deployments = (deployments,)
-        self._info = self._source.cancel(reason, deployments)
+        wanted = [deployments] if isinstance(deployments, str) else list(deployments)
+        there = [nodes] if isinstance(nodes, str | Node) else list(nodes)
+        if there:
+            wanted += self._on_nodes([one.name if isinstance(one, Node) else one for one in there])
+        whole = bool(wanted) and {one.name for one in self._info.deployments} == set(wanted)
+        self._info = self._source.cancel(reason, [] if whole else list(dict.fromkeys(wanted)))
         return self
+
+    def _on_nodes(self, nodes: Sequence[str]) -> list[str]:
+        """The names of its deployments on those nodes."""
+        by_node: dict[str, list[str]] = {}
+        for one in self._info.deployments or self.info.deployments:
+            by_node.setdefault(one.node, []).append(one.name)
+        for name in nodes:
+            if name not in by_node:
+                raise UnknownNameError(
+                    f"Run {self.name!r} has nothing on a node {clean(name)!r}.{closest(name, by_node)}",
+                    advice=f"Its nodes are: {listed(by_node)}.",
+                )
+        return [deployment for name in nodes for deployment in by_node[name]]
 
     def wait(self, timeout: float | None = None, *, raise_on_failure: bool = False) -> ExperimentState:
         """Wait until it has ended, and return its final state.
@@ -184,8 +214,7 @@ class Run:
         """
         from fieldlab.watch import watch
 
-        feed = self.log_feed() if logs else None
-        return watch(self, feed, file=file)
+        return watch(self, self.log_feed() if logs else None, file=file)
 
     # --- what it gives ---
 
@@ -209,8 +238,10 @@ class Run:
         *,
         follow: Literal[False] = ...,
         deployment: str | None = ...,
+        node: str | None = ...,
         step: str | None = ...,
         stream: str | None = ...,
+        since: Since | None = ...,
     ) -> Logs: ...
 
     @overload
@@ -219,8 +250,10 @@ class Run:
         *,
         follow: Literal[True],
         deployment: str | None = ...,
+        node: str | None = ...,
         step: str | None = ...,
         stream: str | None = ...,
+        since: Since | None = ...,
     ) -> Iterator[LogLine]: ...
 
     @overload
@@ -229,8 +262,10 @@ class Run:
         *,
         follow: bool,
         deployment: str | None = ...,
+        node: str | None = ...,
         step: str | None = ...,
         stream: str | None = ...,
+        since: Since | None = ...,
     ) -> Iterator[LogLine] | Logs: ...
 
     def logs(
@@ -238,23 +273,49 @@ class Run:
         *,
         follow: bool = False,
         deployment: str | None = None,
+        node: str | None = None,
         step: str | None = None,
         stream: str | None = None,
+        since: Since | None = None,
     ) -> Iterator[LogLine] | Logs:
         """Its output so far (``Logs``), or with ``follow`` an iterator that goes on until the run has ended.
 
-        Of a run that has ended it is all, but for what comes later than a few seconds after the last.
+        Of a run that has ended it is all, but for what comes later than a few seconds after the last. Both are read
+        page by page: of a million lines, few are in memory.
 
-        ``stream`` is ``stdout``, ``stderr``, ``log`` or ``executor``.
+        ``node``: of the deployments there; ``stream``: ``stdout``, ``stderr``, ``log`` or ``executor``; ``since``: a
+        time (seconds since the epoch, or a datetime with its zone), or how long ago (``"10m"``, or a timedelta), by
+        the nodes' clocks.
+
+        Raises:
+            UnknownNameError: it has no such deployment, or nothing on that node.
         """
-        wanted = LogFilter(deployment=deployment, step=step, stream=stream)
-        lines = (line for line in assemble(self._log_records(follow)) if wanted.takes(line))
-        return lines if follow else Logs(lines)
+        wanted = LogFilter(deployments=self._named(deployment, node), step=step, stream=stream, since=moment(since))
 
-    def timeline(self) -> list[dict[str, Any]]:
-        """The rows of all results that started, ordered by start: what ran when, by the nodes' clocks."""
-        rows = [row for row in self.results.rows() if row["started"] is not None]
-        return sorted(rows, key=lambda row: (row["started"], row["deployment"]))
+        def lines() -> Iterator[LogLine]:
+            return (line for line in assemble(self._log_records(follow)) if wanted.takes(line))
+
+        return lines() if follow else Logs(lines)
+
+    def _named(self, deployment: str | None, node: str | None) -> frozenset[str] | None:
+        names = None if node is None else frozenset(self._on_nodes([node]))
+        if deployment is None:
+            return names
+        known = [one.name for one in self._info.deployments or self.info.deployments]
+        if deployment not in known:
+            raise UnknownNameError(
+                f"Run {self.name!r} has no deployment {clean(deployment)!r}.{closest(deployment, known)}",
+                advice=f"There are: {listed(known)}.",
+            )
+        return frozenset({deployment}) if names is None else names & {deployment}
+
+    def timeline(self) -> Timeline:
+        """Every change of state so far: of the run, its deployments and steps, with attempts and iterations.
+
+        A table in a terminal, a picture in a notebook, ``.rows()`` for pandas. Steps' times are by the nodes' clocks.
+        """
+        info = self.results.info
+        return timeline_of(info, self._ledger, self.events.so_far())
 
     def close(self) -> None:
         """Let go of what it holds open: for a run here, its folder with the artifacts."""
@@ -263,10 +324,13 @@ class Run:
     # --- reading ---
 
     def _read_page(self, wait: float) -> bool:
-        page = self._source.records(Lane.CONTROL, self._cursor, wait)
-        for entry in page.records:
-            self._ledger.add(entry.deployment, entry.record, late=entry.late)
-        self._cursor = page.cursor
+        cursor = self._cursor
+        page = self._source.records(Lane.CONTROL, cursor, wait)
+        with self._lock:  # one thread may wait for a page while another takes in the same
+            if self._cursor == cursor:
+                for entry in page.records:
+                    self._ledger.add(entry.deployment, entry.record, late=entry.late)
+                self._cursor = page.cursor
         return bool(page.records)
 
     def _log_records(self, follow: bool) -> Iterator[p.RecordEntry]:
@@ -284,17 +348,24 @@ class Run:
             if not (ended or follow) or (ended and (self._drained() or self._clock() - quiet_since > DRAINING)):
                 return
 
-    def log_feed(self) -> Callable[[], list[LogLine]]:
-        """A function that gives the log lines since it was last called, without waiting."""
+    def log_feed(self) -> Callable[[bool], Iterator[LogLine]]:
+        """A function that gives the log lines since it was last called, without waiting.
+
+        Given true, all of them, and what was never ended by a line break; else a few pages at most.
+        """
         assembler, cursor = Assembler(), 0
 
-        def read() -> list[LogLine]:
+        def read(whole: bool) -> Iterator[LogLine]:
             nonlocal cursor
-            lines: list[LogLine] = []
-            while (page := self._source.records(Lane.BULK, cursor, 0.0)).records:
+            for _ in itertools.count() if whole else range(FEED_PAGES):
+                page = self._source.records(Lane.BULK, cursor, 0.0)
                 cursor = page.cursor
-                lines += [line for entry in page.records for line in assembler.add(entry)]
-            return lines + (list(assembler.rest()) if page.state.terminal else [])
+                for entry in page.records:
+                    yield from assembler.add(entry)
+                if not page.records:
+                    break
+            if whole:
+                yield from assembler.rest()
 
         return read
 
@@ -345,109 +416,3 @@ def _why(deployment: DeploymentResults) -> str:
     head = f"{clean(deployment.name)}: {deployment.state.value}{reason} {one_line(deployment.message, 300)}".rstrip()
     failed = [deployment[s] for s in deployment if deployment[s].status is StepState.FAILED]
     return "\n  ".join([head, *(repr(step) for step in itertools.islice(failed, 3))])
-
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
-class RunEvents:
-    """The events of a run: one ordered log, numbered from 1."""
-
-    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
-        self._source, self._clock = source, clock
-
-    def send(self, name: str, data: Any = None) -> Event:
-        """Send an event into the run; ``data`` is JSON of at most 64 KiB. Returns it with its number.
-
-        Raises:
-            DefinitionError: ``data`` is not JSON, or the name is reserved.
-            EventTooLarge: ``data`` is over the limit.
-            IllegalState: the run has ended.
-        """
-        try:
-            length = len(json_of(data).encode())
-        except (TypeError, ValueError, RecursionError) as error:
-            raise DefinitionError(
-                f"The data of event {name!r} is not JSON: {error}.", advice="Send numbers, text, lists and dicts."
-            ) from error
-        if length > MAX_EVENT_BYTES:
-            raise EventTooLarge(f"The data of event {name!r} has {length} bytes; the limit is {MAX_EVENT_BYTES}.")
-        return self._source.send(p.SendEvent(name=check_event_name(name), data=data, key=uuid.uuid4().hex))
-
-    def stream(self, *, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
-        """All events numbered above ``after``, then those to come, until the run has ended.
-
-        It also ends when none came for ``timeout`` seconds.
-        """
-        quiet_since = self._clock()
-        while True:
-            left = LONG_POLL if timeout is None else timeout - (self._clock() - quiet_since)
-            page = self._source.events(after, max(0.0, min(LONG_POLL, left)))
-            after = page.cursor
-            if page.events:
-                yield from page.events
-                quiet_since = self._clock()
-            elif page.state.terminal or left <= 0:
-                return
-
-    def wait(
-        self,
-        name: str,
-        *,
-        count: int = 1,
-        where: Callable[[Event], bool] | None = None,
-        after: int = 0,
-        timeout: float | None = None,
-    ) -> list[Event]:
-        """Wait for ``count`` events of that name (that ``where`` accepts), numbered above ``after``.
-
-        Raises:
-            WaitTimeout: fewer came within ``timeout`` seconds, or before the run ended.
-        """
-        deadline = None if timeout is None else self._clock() + timeout
-        found: list[Event] = []
-        others: dict[str, None] = {}
-        while len(found) < count:
-            left = LONG_POLL if deadline is None else deadline - self._clock()
-            page = self._source.events(after, max(0.0, min(LONG_POLL, left)))
-            after = page.cursor
-            for event in page.events:
-                if event.name == name and (where is None or where(event)):
-                    found.append(event)
-                else:
-                    others.setdefault(event.name)
-            if not page.events and (left <= 0 or page.state.terminal) and len(found) < count:
-                raise _missed(name, count, found, list(others), page.state, timeout)
-        return found[:count]
-
-    def latest(self, name: str) -> Event | None:
-        """The last event of that name so far."""
-        last = None
-        for event in self._so_far():
-            if event.name == name:
-                last = event
-        return last
-
-    def count(self, name: str) -> int:
-        """How many events of that name there are so far."""
-        return sum(event.name == name for event in self._so_far())
-
-    def _so_far(self) -> Iterator[Event]:
-        after = 0
-        while True:
-            page = self._source.events(after, 0.0)
-            yield from page.events
-            after = page.cursor
-            if not page.events:
-                return
-
-
-def _missed(
-    name: str, count: int, found: list[Event], others: list[str], state: ExperimentState, timeout: float | None
-) -> WaitTimeout:
-    when = f"before the run ended ({state.value})" if state.terminal else f"within {timeout:g} s"
-    return WaitTimeout(
-        f"{len(found)} of {count} events {name!r} came {when}; other events: {listed(others)}.",
-        advice="Check the name, and run.logs() of what should send it.",
-        details={"seen": len(found)},
-    )

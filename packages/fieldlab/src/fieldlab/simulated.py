@@ -7,32 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 
 from fieldlab.text import counted, duration, html_table, listed, one_line, table
+from fieldlab.timeline import Timeline
 
-__all__ = ["Finding", "Row", "SimulatedDeployment", "SimulatedStep", "Simulation", "Timeline"]
+__all__ = ["Finding", "SimulatedDeployment", "SimulatedStep", "Simulation"]
 
 SHOWN = 40  # rows of a table; the rest is counted
-
-
-class Row(NamedTuple):
-    """One change of state. ``clock`` is what the node's clock showed.
-
-    ``step`` is None for the deployment's own state, and ``deployment`` too for the experiment's.
-    """
-
-    at: float
-    deployment: str | None
-    step: str | None
-    state: StepState | DeploymentState | ExperimentState
-    reason: Reason | None = None
-    attempt: int = 1
-    iteration: int | None = None
-    message: str = ""
-    clock: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,46 +63,6 @@ class Finding:
 
     def __str__(self) -> str:
         return self.message
-
-
-class Timeline(tuple[Row, ...]):
-    """Every change of state, in the order of time. Printed, it is a table of the first and the last of them."""
-
-    __slots__ = ()
-
-    def of(self, deployment: str | None = None, step: str | None = None) -> Timeline:
-        """Those of a deployment, of a step, or of both."""
-        return Timeline(
-            row
-            for row in self
-            if (deployment is None or row.deployment == deployment) and (step is None or row.step == step)
-        )
-
-    def _cells(self) -> list[list[object]]:
-        cut = len(self) - SHOWN
-        if cut <= 0:
-            return [_cells(row) for row in self]
-        half = SHOWN // 2
-        gap: list[object] = ["…", f"{cut} more", "", "", "", ""]
-        return [*map(_cells, self[:half]), gap, *map(_cells, self[-half:])]
-
-    def __repr__(self) -> str:
-        return table(_TIMELINE, self._cells())
-
-    def _repr_html_(self) -> str:
-        return html_table(_TIMELINE, self._cells(), caption=counted(len(self), "change") + " of state")
-
-
-_TIMELINE = ("at", "deployment", "step", "state", "reason", "message")
-
-
-def _cells(row: Row) -> list[object]:
-    step = row.step or ""
-    if row.iteration is not None:
-        step += f"[{row.iteration}]"
-    if row.attempt > 1:
-        step += f", attempt {row.attempt}"
-    return [f"{row.at:.3f} s", row.deployment, step, row.state, row.reason, row.message]
 
 
 class Simulation:

@@ -34,9 +34,10 @@ from fieldlab_executor import machine as m
 
 from fieldlab.here import this_node
 from fieldlab.ship import PYTHON, Blobs, Shipment, require_sound
-from fieldlab.simulated import Row, SimulatedStep, Simulation, Timeline
+from fieldlab.simulated import SimulatedStep, Simulation
 from fieldlab.stage import Away, Settings, Stage, barrier_topic, topic_of
 from fieldlab.standins import Answer, Duration, Name, Outcome, StandIn, StandIns
+from fieldlab.timeline import Row, Timeline
 from fieldlab.virtual import Network
 
 __all__ = ["MAX_CALLS", "simulate"]

@@ -17,8 +17,9 @@ from fieldlab_common.protocol import Lane
 
 from fieldlab.transport import Session, check
 
-__all__ = ["PATIENCE", "DirectorSource", "Source"]
+__all__ = ["LONG_POLL", "PATIENCE", "DirectorSource", "Source"]
 
+LONG_POLL = 20.0  # seconds for which one request may be held
 PATIENCE = 60.0  # seconds for which a run is followed though its director does not answer
 PAGE = 1000  # records in a page at most
 

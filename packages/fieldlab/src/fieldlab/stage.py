@@ -35,9 +35,10 @@ from fieldlab_common.events import BARRIER, DEPLOYMENT, BarrierView, Event, Memb
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
 from fieldlab_common.paths import Round
 
-from fieldlab.simulated import Finding, Row, SimulatedDeployment, SimulatedStep
+from fieldlab.simulated import Finding, SimulatedDeployment, SimulatedStep
 from fieldlab.standins import Duration, span
 from fieldlab.text import closest, counted, listed
+from fieldlab.timeline import Row
 from fieldlab.virtual import Line, Network, Party, VirtualTime
 
 __all__ = ["WITHIN", "Away", "Player", "Settings", "Stage", "barrier_topic", "topic_of"]

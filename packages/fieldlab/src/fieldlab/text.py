@@ -18,6 +18,9 @@ __all__ = ["clean", "closest", "counted", "duration", "html_table", "instant", "
 # C0, DEL and C1 controls, surrogates, line separators, and the marks that reorder a line (bidirectional controls).
 _HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _LAYOUT = "\n\t"
+_CENTURY = (
+    100 * 366 * 86_400.0
+)  # seconds; what is beyond, from the epoch or in length, is no time that anybody measured
 
 
 def _visible(match: re.Match[str]) -> str:
@@ -79,6 +82,8 @@ def duration(seconds: float | None) -> str:
     """Seconds for people: ``12.3 s``, ``4 min 05 s``, ``2 h 10 min``."""
     if seconds is None:
         return ""
+    if not abs(seconds) < _CENTURY:
+        return f"{seconds:g} s"
     if seconds < 60:
         return f"{seconds * 1000:.0f} ms" if 0 <= seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -89,6 +94,8 @@ def instant(at: float | None) -> str:
     """A time in seconds since the epoch, as local time of day with milliseconds."""
     if at is None:
         return ""
+    if not abs(at) < _CENTURY:  # a node may say anything
+        return f"{at:g} s"
     moment = datetime.fromtimestamp(at, tz=UTC).astimezone()
     return moment.strftime("%H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
 
