@@ -1,6 +1,7 @@
 """What all tests share: where FIELDLAB_TEST_ALL is set, as in CI, a skip is a failure; and a real PostgreSQL."""
 
 import os
+import signal
 import tempfile
 import uuid
 import warnings
@@ -90,3 +91,4 @@ def postgres() -> Iterator[Postgres]:
                 made.execute(f"ALTER SYSTEM SET {setting} = off")
             made.execute("SELECT pg_reload_conf()")
             yield made
+            os.kill(server.get_pid(), signal.SIGQUIT)  # at once: nothing is to be written down

@@ -93,8 +93,8 @@ class Executor:
 class Lab:
     """The services on a loopback port, and a way into their store."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
-        self.settings = Settings(data=folder, limits=limits)
+    def __init__(self, folder: Path, limits: Limits, database_url: str | None) -> None:
+        self.settings = Settings(data=folder, limits=limits, database_url=database_url)
         self.fleet = Fleet()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -176,9 +176,17 @@ def _is(row: DeploymentRow) -> sa.ColumnElement[bool]:
     return schema.deployments.c.id == row.id
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The lab of a module is on SQLite, and on each kind of database that the module names in ``DATABASES``."""
+    if "lab" in metafunc.fixturenames:
+        kinds = getattr(metafunc.module, "DATABASES", ("sqlite",))
+        metafunc.parametrize("lab", kinds, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("lab") / "data", Limits(page=100, json_body=1024 * 1024))
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    url = request.getfixturevalue("postgres").make() if request.param == "postgres" else None
+    lab = Lab(tmp_path_factory.mktemp("lab") / "data", Limits(page=100, json_body=1024 * 1024), url)
     yield lab
     lab.close()
 

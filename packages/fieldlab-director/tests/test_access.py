@@ -8,6 +8,8 @@ from fieldlab_common.protocol import ENDPOINTS, Caller
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.identity import add_user, check_password, create_token, executor_token, hash_password
 
+DATABASES = ("sqlite", "postgres")
+
 GUARDED = [row for row in ENDPOINTS.values() if Caller.ANYONE not in row.callers]
 QUERY = {"lane": "control", "journal": "j", "offset": 0, "size": 0}
 

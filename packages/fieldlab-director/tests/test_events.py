@@ -15,6 +15,8 @@ from fieldlab_director.services.streams import fitting, follow
 from fieldlab_director.store import schema
 from fieldlab_director.store.base import Notifier, events_topic
 
+DATABASES = ("sqlite", "postgres")
+
 
 def send(user, experiment, **event):
     return user.http.post(f"/v1/experiments/{experiment}/events", json=event)

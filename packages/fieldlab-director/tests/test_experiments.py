@@ -3,6 +3,8 @@
 import pytest
 from fieldlab_common.lifecycle import DeploymentState
 
+DATABASES = ("sqlite", "postgres")
+
 
 def code(answer):
     assert answer.headers["content-type"] == "application/problem+json"

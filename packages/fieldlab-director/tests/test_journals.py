@@ -9,6 +9,8 @@ from fieldlab_common.protocol import Record
 from fieldlab_common.wire import dumps, frame
 from fieldlab_director.services.journals import Members
 
+DATABASES = ("sqlite", "postgres")
+
 STEP = {"step": "s", "state": "running"}
 ENDED = {"state": "succeeded", "reason": "completed"}
 
