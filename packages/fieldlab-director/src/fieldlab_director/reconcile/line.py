@@ -7,7 +7,6 @@ wait and nothing else; the line is looked at every ``HORIZON`` seconds anyway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 from fieldlab_common.errors import FieldlabError
@@ -23,16 +22,16 @@ HORIZON = 60.0  # seconds: the line is looked at at least so often
 PAUSE = 1.0  # seconds after the database could not be used
 
 
-async def serve_line(store: Store, clock: Callable[[], float]) -> None:
+async def serve_line(store: Store) -> None:
     """Serve the line until the director stops."""
     with store.notifier.watch(LINE) as watch:
         while not store.notifier.closed:
             pause = HORIZON
             try:
-                standing = await store.read(reservation.look)
+                now, standing = await store.read(lambda tx: (tx.now, reservation.look(tx)))
                 if standing.due:
                     await store.write(reservation.serve)
-                pause = min(pause, standing.following - clock())
+                pause = min(pause, standing.following - now)
             except FieldlabError as error:
                 log.warning("the line could not be served", error=str(error))
                 await asyncio.sleep(PAUSE)

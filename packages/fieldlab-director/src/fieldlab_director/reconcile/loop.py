@@ -5,19 +5,18 @@ when a connector gives notice. For each deployment that is due there is one work
 there is none. What the loop keeps in memory (who was heard of when, which executor was seen dead) it can lose: it is
 found again by looking.
 
-One director has the database (``app`` locks its folder), so leases that a former one left are void when this one
-starts. With several directors on one database they would run out instead.
+Several directors may share a database: each works on what it is in charge of (``charge``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -29,6 +28,7 @@ from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Obser
 from fieldlab_director.connectors.fleet import ConnectorFleet
 from fieldlab_director.connectors.host import ConnectorProcess
 from fieldlab_director.reconcile.apply import LEASE_SECONDS, Assignment, Kept, Outcome, apply, begin, step_experiment
+from fieldlab_director.reconcile.charge import CHARGE_SECONDS, Charge
 from fieldlab_director.reconcile.line import serve_line
 from fieldlab_director.reconcile.watch import REFRESH_SECONDS, InfrastructureWatch, target_of
 from fieldlab_director.services.identity import executor_token
@@ -56,10 +56,11 @@ class _Due:
 
 @dataclass(frozen=True, kw_only=True)
 class _Agenda:
+    now: float
     due: list[_Due]
     following: float
     startable: list[ExperimentRow]
-    infrastructures: list[str]
+    more: bool  # there are infrastructures that nobody is in charge of
 
 
 @dataclass(eq=False)
@@ -72,7 +73,10 @@ class _Worker:
 
 
 class Reconciler:
-    """Brings deployments to where they should be. ``url`` is the director's for executors, ``ca`` the PEM of its CA."""
+    """Brings deployments to where they should be. ``url`` is the director's for executors, ``ca`` the PEM of its CA.
+
+    ``home`` is the name of the director's data folder, for others that share the database.
+    """
 
     def __init__(
         self,
@@ -81,17 +85,19 @@ class Reconciler:
         vault: Vault,
         url: str,
         *,
+        home: str = "",
         ca: str | None = None,
         patience: d.Patience | None = None,
-        clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store, self._fleet, self._vault = store, fleet, vault
         self._url, self._ca = url, ca
         self._patience = patience or d.Patience()
-        self._clock, self._monotonic, self._jitter = clock, monotonic, jitter
-        self._lease = secrets.token_hex(8)
+        self._monotonic, self._jitter = monotonic, jitter
+        self._charge = Charge(home, shared=store.shared)
+        self._held: frozenset[str] = frozenset()
+        self._taking = asyncio.Lock()
         self._serving_since = monotonic()
         self._heard: dict[str, tuple[float | None, float, float]] = {}  # id → last_seen, heard at, looked at
         self._gone: dict[str, tuple[int, str]] = {}  # id → epoch whose executor is gone, its last lines
@@ -101,6 +107,7 @@ class Reconciler:
         self._watches: dict[str, InfrastructureWatch] = {}
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PARALLEL))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._watch: Watch | None = None
         self._first_refresh = 0.0
 
@@ -108,17 +115,23 @@ class Reconciler:
         """Take over what is stored, and begin."""
         self._serving_since = self._monotonic()
         self._fleet.listen(self._notice)
-        await self._store.write(_take_over)
+        await self._store.write(self._charge.begin)
+        await self._take()
         self._spawn(self._run())
         self._spawn(self._renew())
-        self._spawn(serve_line(self._store, self._clock))
+        self._spawn(serve_line(self._store))
 
     async def stop(self) -> None:
         """Let go of everything; jobs under way are broken off, and are given again by the next start."""
-        tasks = [*self._tasks, *(worker.task for worker in self._workers.values() if worker.task)]
+        tasks = [*self._tasks, *chain.from_iterable(self._watching.values())]
+        tasks += [worker.task for worker in self._workers.values() if worker.task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._store.write(self._charge.end)
+        except FieldlabError as error:
+            log.warning("others must wait for what this director had", error=str(error))
 
     # --- finding what is due -----------------------------------------------------------------------------------------
 
@@ -127,22 +140,20 @@ class Reconciler:
             self._watch = watch
             while not self._store.notifier.closed:
                 try:
-                    until = await self._pass()
+                    wait = await self._pass()
                 except FieldlabError as error:
                     log.warning("the database cannot be used", error=str(error))
-                    until = self._clock() + PAUSE
+                    wait = PAUSE
                     await asyncio.sleep(PAUSE)
-                await watch.wait(max(0.0, until - self._clock()))
+                await watch.wait(wait)
 
     async def _pass(self) -> float:
-        """Begin all that is due; the time at which the next is."""
-        now = self._clock()
-        agenda = await self._store.read(lambda tx: _agenda(tx, now))
-        for infrastructure_id in agenda.infrastructures:
-            if infrastructure_id not in self._watches:
-                self._begin_watch(infrastructure_id)
-        self._first_refresh = REFRESH_SECONDS  # what is attached from now on was just listed
-        until = min(agenda.following, now + HORIZON)
+        """Begin all that is due; the seconds until something is again."""
+        agenda = await self._store.read(self._agenda)
+        if agenda.more:
+            await self._take()
+            return 0.0
+        now, until = agenda.now, min(agenda.following, agenda.now + HORIZON)
         for experiment in agenda.startable:
             start_at = experiment.settings.start_at
             if start_at is None or start_at <= now:
@@ -155,7 +166,17 @@ class Reconciler:
         poked, self._poked = self._poked, set()
         for deployment_id in poked:
             self._work_on(deployment_id, news=True)
-        return until
+        return max(0.0, until - now)
+
+    def _agenda(self, tx: Tx) -> _Agenda:
+        times = [at for at in tx.all(rq.NEXT, _look_at, now=tx.now) if at is not None]
+        return _Agenda(
+            now=tx.now,
+            due=tx.all(rq.DUE, _Due, now=tx.now, held=sorted(self._held), limit=BATCH),
+            following=min(times, default=d.NEVER),
+            startable=tx.all(rq.STARTABLE, ExperimentRow),
+            more=self._charge.finds_more(tx),
+        )
 
     def _work_on(self, deployment_id: str, *, cancelled: bool = False, news: bool = False) -> bool:
         """Whether a worker was begun; else the one that is there looks again."""
@@ -273,7 +294,7 @@ class Reconciler:
             silent=self._silence(row, tx.now) if row is not None else 0.0,
             tail=tail,
         )
-        return Kept(lease=self._lease, seen=seen, jitter=self._jitter(), patience=self._patience)
+        return Kept(lease=self._charge.name, seen=seen, jitter=self._jitter(), patience=self._patience)
 
     def _silence(self, row: DeploymentRow, now: float) -> float:
         """Seconds of this director's service in which the executor was not heard of, by the clock that never jumps."""
@@ -297,11 +318,29 @@ class Reconciler:
 
     # --- infrastructures ---------------------------------------------------------------------------------------------
 
+    async def _take(self) -> None:
+        """Take charge of what can be had, watch what is new, and leave alone what was lost to another director."""
+        async with self._taking:
+            known = self._held
+            self._held = await self._store.write(lambda tx: self._charge.take(tx, known))
+            for infrastructure_id in sorted(known - self._held):
+                log.warning("another director has taken an infrastructure", infrastructure=infrastructure_id)
+                self._end_watch(infrastructure_id)
+            for infrastructure_id in sorted(self._held - known):
+                self._begin_watch(infrastructure_id)
+            self._first_refresh = REFRESH_SECONDS  # what is attached from now on was just listed
+
+    def _end_watch(self, infrastructure_id: str) -> None:
+        self._watches.pop(infrastructure_id, None)
+        for task in self._watching.pop(infrastructure_id, ()):
+            task.cancel()
+
     def _begin_watch(self, infrastructure_id: str) -> None:
         watch = InfrastructureWatch(infrastructure_id, self._store, self._connector, self._found, self._jitter)
         self._watches[infrastructure_id] = watch
-        self._spawn(watch.observe())
-        self._spawn(watch.refresh(self._first_refresh))
+        tasks = self._watching[infrastructure_id]
+        self._spawn(watch.observe(), tasks)
+        self._spawn(watch.refresh(self._first_refresh), tasks)
 
     async def _connector(self, infrastructure_id: str) -> ConnectorProcess:
         row = await self._store.read(lambda tx: tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id))
@@ -311,20 +350,23 @@ class Reconciler:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            if any(worker.call is not None for worker in self._workers.values()):
-                try:
+            await asyncio.sleep(min(LEASE_SECONDS, CHARGE_SECONDS) / 3)
+            try:
+                if self._charge.shared:
+                    await self._take()
+                if any(worker.call is not None for worker in self._workers.values()):
                     await self._store.write(self._renewed)
-                except FieldlabError as error:
-                    log.warning("leases were not renewed", error=str(error))
+            except FieldlabError as error:
+                log.warning("leases were not renewed", error=str(error))
 
     def _renewed(self, tx: Tx) -> None:
-        tx.execute(rq.RENEW, guard_lease=self._lease, lease_until=tx.now + LEASE_SECONDS)
+        tx.execute(rq.RENEW, guard_lease=self._charge.name, lease_until=tx.now + LEASE_SECONDS)
 
-    def _spawn(self, running: Any) -> None:
+    def _spawn(self, running: Any, tasks: set[asyncio.Task[None]] | None = None) -> None:
+        tasks = self._tasks if tasks is None else tasks
         task = asyncio.create_task(running)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 def _being_cancelled() -> bool:
@@ -332,24 +374,5 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _take_over(tx: Tx) -> None:
-    tx.execute(rq.FREE)
-    tx.execute(rq.LOOK_AT_OPEN, look_at=tx.now)
-
-
-def _agenda(tx: Tx, now: float) -> _Agenda:
-    times = [at for at in tx.all(rq.NEXT, _look_at, now=now) if at is not None]
-    return _Agenda(
-        due=tx.all(rq.DUE, _Due, now=now, limit=BATCH),
-        following=min(times, default=d.NEVER),
-        startable=tx.all(rq.STARTABLE, ExperimentRow),
-        infrastructures=tx.all(rq.INFRASTRUCTURE_IDS, _id),
-    )
-
-
 def _look_at(look_at: float | None) -> float | None:
     return look_at
-
-
-def _id(id: str) -> str:
-    return id

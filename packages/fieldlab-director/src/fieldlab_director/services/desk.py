@@ -129,7 +129,7 @@ class EventStream:
 
 @dataclass
 class Desk:
-    """All services, over one store."""
+    """All services, over one store. ``home``: the name of the director's data folder."""
 
     settings: Settings
     store: Store
@@ -137,6 +137,7 @@ class Desk:
     vault: Vault
     fleet: Fleet
     version: str
+    home: str = ""
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
 
@@ -193,7 +194,7 @@ class Desk:
         infrastructure_id = new_id()
         found = await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)
         return await self.store.write(
-            lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found)
+            lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found, self.home)
         )
 
     # --- secrets -----------------------------------------------------------------------------------------------------

@@ -53,9 +53,18 @@ def check_attach(tx: Tx, caller: UserCaller, name: str) -> None:
 
 
 def attach(
-    tx: Tx, caller: UserCaller, vault: Vault, infrastructure_id: str, name: str, spec: Tagged, found: Sequence[Node]
+    tx: Tx,
+    caller: UserCaller,
+    vault: Vault,
+    infrastructure_id: str,
+    name: str,
+    spec: Tagged,
+    found: Sequence[Node],
+    home: str = "",
 ) -> InfrastructureInfo:
     """Store an infrastructure, under an id that was made for it, and the nodes that were ``found`` there.
+
+    If it is the machine of this director, only the director at ``home`` will work on it.
 
     Raises:
         IllegalState: the name was taken meanwhile. InvalidRequest: two nodes of one name.
@@ -72,6 +81,7 @@ def attach(
         state="ready",
         message="",
         created=tx.now,
+        home=home if spec.kind == "local" else None,
     )
     tx.execute(queries.ADD_INFRASTRUCTURE, **vars(row))
     rows = [

@@ -23,9 +23,10 @@ _ENDS = [state for state in DeploymentState if state.terminal]
 _OPEN = [state for state in DeploymentState if not state.terminal]
 _LAUNCHED = [DeploymentState.LAUNCHING, DeploymentState.RUNNING, DeploymentState.UNREACHABLE]
 
+_HELD = _d.c.infrastructure_id.in_(sa.bindparam("held", expanding=True))
 DUE = (
     sa.select(_d.c.id, _d.c.cancel_requested)
-    .where(_d.c.state.in_(list(DeploymentState)), _d.c.look_at <= _p("now"))
+    .where(_d.c.state.in_(list(DeploymentState)), _d.c.look_at <= _p("now"), _HELD)
     .limit(_p("limit"))
 )
 NEXT = sa.union_all(  # one seek in the index for each state
@@ -65,8 +66,15 @@ RENEW = (
     .where(_d.c.lease == _p("guard_lease"))
     .values(lease_until=_p("lease_until"), look_at=_p("lease_until"))
 )
-FREE = sa.update(_d).where(_d.c.lease.is_not(None)).values(lease=None, lease_until=None)
-LOOK_AT_OPEN = sa.update(_d).where(_d.c.state.in_(_OPEN)).values(look_at=_p("look_at"))
+FREE = (
+    sa.update(_d).where(_d.c.lease.like(_p("guard_lease"))).values(lease=None, lease_until=None, look_at=_p("look_at"))
+)
+_LEASED = _d.c.lease_until > _p("now")  # by somebody who may still be at work on it
+LOOK_AT_OPEN = (
+    sa.update(_d)
+    .where(_d.c.state.in_(_OPEN), _HELD)
+    .values(look_at=sa.case((_LEASED, _d.c.lease_until), else_=_p("now")))
+)
 
 _TARGET = (_d.c.id, _d.c.node, _d.c.epoch, _d.c.prepared, _d.c.handle)
 WATCHED = sa.union_all(
@@ -81,5 +89,15 @@ WATCHED = sa.union_all(
     ),
 )
 
-INFRASTRUCTURE_IDS = sa.select(_i.c.id).order_by(_i.c.created, _i.c.id)
+_OURS = sa.or_(_i.c.home.is_(None), _i.c.home == _p("guard_home"))
+_FREE = sa.or_(_i.c.holder.is_(None), _i.c.held_until <= _p("guard_now"))
+WITHOUT_CHARGE = sa.select(sa.func.count()).select_from(_i).where(_OURS, _FREE)
+TAKE_CHARGE = (
+    sa.update(_i)
+    .where(_OURS, sa.or_(_FREE, _i.c.holder == _p("guard_holder")))
+    .values(holder=_p("holder"), held_until=_p("until"))
+)
+IN_CHARGE = sa.select(_i.c.id).where(_i.c.holder == _p("holder")).order_by(_i.c.created, _i.c.id)
+LET_GO = sa.update(_i).where(_i.c.holder.like(_p("guard_holder"))).values(holder=None, held_until=None)
+BRING_HOME = sa.update(_i).where(_i.c.home.is_not(None)).values(home=_p("home"))
 NODES_OF = sa.select(_n.c.node).where(_n.c.infrastructure_id == _p("infrastructure_id")).order_by(_n.c.position)
