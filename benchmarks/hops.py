@@ -177,7 +177,9 @@ def _serve() -> None:
         return Response()
 
     routes = [Route("/", listen, methods=["GET"]), Route("/", post, methods=["POST"])]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # With its protocol named, asyncio sets TCP_NODELAY for its connections.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
         print(listener.getsockname()[1], flush=True)
         config = uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None, access_log=False)
         asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))

@@ -16,7 +16,7 @@ import pytest
 from fieldlab_common.errors import ConfigurationError, ConnectorError
 from fieldlab_director import embedded
 from fieldlab_director.__main__ import main
-from fieldlab_director.app import serve
+from fieldlab_director.app import listening, serve
 from fieldlab_director.settings import Settings
 
 
@@ -86,6 +86,26 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         port = int(first.url.rsplit(":", 1)[1])
         with pytest.raises(ConfigurationError, match=f"Port {port}"):
             embedded(tmp_path / "e", port=port).start()
+
+
+def test_small_answers_do_not_wait_for_the_acknowledgement_of_what_went_before(tmp_path):
+    async def of_a_connection():
+        found = asyncio.get_running_loop().create_future()
+
+        def met(reader, writer):
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listening(Settings(data=tmp_path, port=0)) as listener:
+            server = await asyncio.start_server(met, sock=listener)
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            async with asyncio.timeout(30):
+                no_delay = await found
+            writer.close()
+            server.close()
+        return no_delay
+
+    assert asyncio.run(of_a_connection())
 
 
 def test_everything_that_was_acknowledged_survives_kill_9(tmp_path):
