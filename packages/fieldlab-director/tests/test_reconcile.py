@@ -264,6 +264,43 @@ def test_silence_counts_only_while_the_director_serves(run: Run) -> None:
     run(test)
 
 
+DAY = 86_400.0
+
+
+def test_a_node_that_is_cut_off_for_a_day_is_not_lost_before_its_time_and_goes_on(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running(lost_after=2 * DAY)
+        for _ in range(24):
+            world.pass_time(3600)
+            await world.until(lambda: _looked(world, experiment))
+        await world.reached(experiment, D.UNREACHABLE)
+        await world.heard(row)
+        await world.reached(experiment, D.RUNNING)
+        await world.end(row)
+        await world.reached(experiment, D.SUCCEEDED)
+
+    run(test)
+
+
+@pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forwards", "backwards"])
+def test_a_clock_that_is_set_by_a_day_makes_nobody_unreachable_and_nobody_stay_unnoticed(run: Run, jump: float) -> None:
+    async def test(world: World) -> None:
+        experiment, row = await world.running(lost_after=300.0)
+        await world.heard(row)
+        world.jump(jump)
+        for _ in range(4):  # in the new time it is heard of as in the old
+            world.pass_time(40)
+            await world.heard(row)
+            await world.until(lambda: _looked(world, experiment))
+            assert (await world.row(experiment)).state is D.RUNNING
+        world.pass_time(46)
+        await world.reached(experiment, D.UNREACHABLE)
+        world.pass_time(300)
+        await world.reached(experiment, D.LOST)
+
+    run(test)
+
+
 async def _looked(world: World, experiment: ExperimentRow) -> bool:
     row = await world.row(experiment)
     return row.look_at > world.clock.now and row.lease is None

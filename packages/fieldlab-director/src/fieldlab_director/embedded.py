@@ -34,28 +34,38 @@ ATTACH_SECONDS = 90.0
 Nodes = int | Sequence[str | Mapping[str, Any]]
 
 
-def embedded(folder: str | os.PathLike[str] | None = None, *, port: int = 0, nodes: Nodes | None = None) -> Embedded:
+def embedded(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    port: int = 0,
+    nodes: Nodes | None = None,
+    advertise: str | None = None,
+) -> Embedded:
     """A director that runs for as long as the ``with`` block does (or from ``start()`` to ``stop()``).
 
     ``folder`` keeps its data; a second director on the same folder goes on where the first was, with the same token.
     None: a temporary folder, which is removed, and every run that has not ended by then is cancelled. ``port`` 0: a
     free one. ``nodes`` attaches an infrastructure ``local`` of so many nodes on this machine, or of nodes with these
-    names and properties: ``[{"name": "a", "site": "x"}, "b"]``.
+    names and properties: ``[{"name": "a", "site": "x"}, "b"]``. ``advertise`` is where executors reach it, when that is
+    not where it listens.
 
         with embedded(nodes=2) as director:
             client = fl.Client(director.url, token=director.token)
     """
-    return Embedded(folder, port=port, nodes=nodes)
+    return Embedded(folder, port=port, nodes=nodes, advertise=advertise)
 
 
 class Embedded:
     """What ``embedded`` gives: where the director is, and the means to stop, kill and restart it."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None, *, port: int, nodes: Nodes | None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, *, port: int, nodes: Nodes | None, advertise: str | None = None
+    ) -> None:
         self._ephemeral = folder is None
         self._wanted = Path(folder).absolute() if folder is not None else None
         self._port = port
         self._nodes = nodes
+        self._advertise = advertise
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
         self._folder: Path | None = None
@@ -152,6 +162,8 @@ class Embedded:
         line, self._lifeline = os.pipe()
         command = [sys.executable, "-m", "fieldlab_director", "serve", "--data", str(self.folder), "--bootstrap", "me"]
         command += ["--port", str(self._port), "--ready-fd", str(told), "--lifeline-fd", str(line)]
+        if self._advertise is not None:
+            command += ["--advertise", self._advertise]
         if self._ephemeral:
             command.append("--ephemeral")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ HORIZON = 60.0  # seconds: the loop looks at what is due at least so often
 BATCH = 1000  # rows read at once
 PARALLEL = 32  # jobs of one infrastructure under way at once; the next wait
 PAUSE = 1.0  # seconds after the database could not be used
+SET_BACK = 5.0  # seconds: a clock that goes back by more has been set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class Reconciler:
         self._held: frozenset[str] = frozenset()
         self._taking = asyncio.Lock()
         self._serving_since = monotonic()
+        self._ahead = -d.NEVER  # what the store's clock is ahead of the one that nobody sets
         self._heard: dict[str, tuple[float | None, float, float]] = {}  # id → last_seen, heard at, looked at
         self._gone: dict[str, tuple[int, str]] = {}  # id → epoch whose executor is gone, its last lines
         self._poked: set[str] = set()
@@ -153,6 +155,8 @@ class Reconciler:
         if agenda.more:
             await self._take()
             return 0.0
+        if await self._mind_the_clock(agenda.now):
+            return 0.0
         now, until = agenda.now, min(agenda.following, agenda.now + HORIZON)
         for experiment in agenda.startable:
             start_at = experiment.settings.start_at
@@ -177,6 +181,15 @@ class Reconciler:
             startable=tx.all(rq.STARTABLE, ExperimentRow),
             more=self._charge.finds_more(tx),
         )
+
+    async def _mind_the_clock(self, now: float) -> bool:
+        """Whether the clock was set back: what rows wait for is too far away then, and all that are open are due."""
+        was, self._ahead = self._ahead, now - self._monotonic()
+        if self._ahead >= was - SET_BACK:
+            return False
+        log.warning("the clock was set back", by=round(was - self._ahead, 1))
+        await self._store.write(lambda tx: tx.execute(rq.LOOK_AT_OPEN, now=tx.now, held=sorted(self._held)))
+        return True
 
     def _work_on(self, deployment_id: str, *, cancelled: bool = False, news: bool = False) -> bool:
         """Whether a worker was begun; else the one that is there looks again."""

@@ -170,7 +170,10 @@ def seen(tx: Tx, row: DeploymentRow) -> DeploymentRow:
 
 def wants_sign(row: DeploymentRow, now: float) -> bool:
     """Whether a sign of life now would change what is stored."""
-    return row.last_seen is None or now - row.last_seen >= SEEN_EVERY or row.state in (_D.LAUNCHING, _D.UNREACHABLE)
+    # The distance, not the age: when the clock was set back, the last sign is one of the future.
+    return (
+        row.last_seen is None or abs(now - row.last_seen) >= SEEN_EVERY or row.state in (_D.LAUNCHING, _D.UNREACHABLE)
+    )
 
 
 def poll(
