@@ -116,7 +116,10 @@ class Hub:
         self.events: list[Event] = []
         self.stored: dict[str, bytes] = {}
         self.requests: list[str] = []  # in the order in which they came: "report control", "poll", …
+        self.replies: list[str] = []  # what was answered, likewise
+        self.recalled: list[int] = []  # requests that were taken back
         self.control = 0  # bytes of all that is control, both ways
+        self._asked: dict[int, str] = {}
         self._numbers: set[int] = set()  # of requests of control
         self.refuses = False
         self._cancel: p.CancelDeployment | None = None
@@ -185,13 +188,18 @@ class Hub:
             self.ours.close()
 
     def _take(self, header: Mapping[str, Any], body: bytes) -> None:
+        if "recall" in header:
+            self.recalled.append(header["recall"])
+            self._held = [one for one in self._held if one[0] != header["recall"]]
+            return
         query, number = header["query"], header["id"]
         asked = " ".join(filter(None, (header["endpoint"], query.get("lane"))))
         self.requests.append(asked)
+        self._asked[number] = asked
         if asked in CONTROL:
             self.control += len(frames.pack(header, body))
             self._numbers.add(number)
-        if header["endpoint"] == "poll" and not self._news(int(query["after"])):
+        if header["endpoint"] == "poll" and float(query["wait"]) and not self._news(int(query["after"])):
             self._held.append((number, int(query["after"])))
             return
         answer = getattr(self, "_answer_" + header["endpoint"])(header["path"], query, body)
@@ -202,6 +210,7 @@ class Hub:
             self._reply(number, 200, answer if isinstance(answer, bytes) else wire.dumps(answer))
 
     def _reply(self, number: int, status: int, body: bytes) -> None:
+        self.replies.append(self._asked.pop(number))
         self.control += len(body) if number in self._numbers else 0
         try:
             self.ours.sendall(frames.pack({"id": number, "status": status}, body))

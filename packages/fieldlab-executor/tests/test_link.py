@@ -41,6 +41,7 @@ from fieldlab_executor.link import (
     LinkFailed,
     Pace,
 )
+from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import Answer, FileBody, Sink
 
 CONTROL, BULK = Lane.CONTROL, Lane.BULK
@@ -70,6 +71,9 @@ class Director:
         self.faults: dict[str, list[Exception | Answer]] = {}
         self.asked: list[str] = []
         self.waits: list[float] = []  # that polls asked for
+        self.answers: list[str] = []
+        self.recall: Recall | None = None
+        self.after_chunk: Callable[[], None] = lambda: None
         self.away = False
         self.closed = False
 
@@ -83,8 +87,12 @@ class Director:
         timeout: float,
         start: int = 0,
         sink: Sink | None = None,
+        recall: Recall | None = None,
     ) -> Answer:
+        if recall is not None:
+            recall.arm(threading.get_ident(), self.change)
         with self.lock:
+            self.recall = recall
             self.asked.append(endpoint)
             self.lock.notify_all()
             if self.closed or self.away:
@@ -99,6 +107,9 @@ class Director:
                 answer = getattr(self, "on_" + endpoint)(dict(path or {}), dict(query or {}), data, start, sink)
             except e.DirectorError as error:
                 return problem(error)
+            if recall is not None and recall.done:
+                raise Recalled
+            self.answers.append(endpoint)
         if isinstance(answer, Answer):
             return answer
         return Answer(status=200, headers=JSON, body=dumps(answer), sent=10, received=5)
@@ -117,8 +128,12 @@ class Director:
         return Ack(acked=acked, refusals=refusals, missing=self.missing)
 
     def on_poll(self, path: Any, query: Any, body: bytes, start: int, sink: Any) -> Poll:
+        recall = self.recall
+
         def news() -> bool:
-            return self.closed or self.away or len(self.events) > query["after"] or self.cancel is not None
+            recalled = recall is not None and recall.done
+            news = len(self.events) > query["after"] or self.cancel is not None
+            return self.closed or self.away or recalled or news
 
         self.waits.append(query["wait"])
         self.lock.wait_for(news, min(query["wait"], DEADLINE))
@@ -145,6 +160,8 @@ class Director:
                 self.parts.pop(digest)
                 raise e.BlobMismatch("other bytes", details={"offset": 0})
             self.blobs[digest] = part
+        self.lock.notify_all()
+        self.after_chunk()
         return BlobStatus(digest=digest, offset=len(part), complete=digest in self.blobs)
 
     def on_get_blob(self, path: Any, query: Any, body: bytes, start: int, sink: Sink) -> Answer:
@@ -423,6 +440,40 @@ def test_nothing_is_shipped_while_it_is_held(stage: Stage) -> None:
     assert stage.director.waits[-1] == 0.0  # a heartbeat: nothing is sent down later either
     stage.link.hold(False)
     stage.acked(CONTROL, 5)
+
+
+def test_a_poll_that_is_open_when_it_is_held_is_taken_back_and_no_event_comes_down(stage: Stage) -> None:
+    stage.link.start()
+    stage.director.seen("poll", 1)
+    stage.link.hold(True)
+    stage.director.seen("poll", 2)  # the heartbeat
+    assert [wait > 0.0 for wait in stage.director.waits] == [True, False]
+    stage.director.change(events=[Event(name="noise", number=1)])
+    assert stage.director.asked.count("poll") == 2
+    assert stage.director.answers == ["poll"]  # to the heartbeat alone
+    stage.link.hold(False)
+    stage.director.seen("poll", 3)
+
+
+def test_an_upload_stops_between_two_chunks_when_it_is_held_and_then_goes_on(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"0123456789" * 3)
+    digest = hashlib.sha256(b"0123456789" * 3).hexdigest()
+    director = stage.director
+    director.chunk, director.announced = 10, {digest: 30}
+    held = threading.Event()
+    director.after_chunk = lambda: held.set() or stage.link.hold(True)
+    stage.link.start()
+    stage.write(CONTROL, 1)
+    stage.link.upload(digest, str(tmp_path / "big"), 30, 1)
+    assert held.wait(DEADLINE)
+    with director.lock:
+        assert director.lock.wait_for(lambda: 0.0 in director.waits, DEADLINE)  # the heartbeat: it is quiet
+        assert len(director.parts[digest]) == 10
+        director.after_chunk = lambda: None
+    stage.link.hold(False)
+    with director.lock:
+        assert director.lock.wait_for(lambda: digest in director.blobs, DEADLINE)
+    assert director.asked.count("put_blob") == 3
 
 
 def test_silence_has_no_poll_either_and_ends_with_the_drain(stage: Stage) -> None:

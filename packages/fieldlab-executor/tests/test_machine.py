@@ -21,6 +21,7 @@ from fieldlab_executor.machine import (
     Input,
     Key,
     Machine,
+    Measuring,
     Outcome,
     Refused,
     Report,
@@ -680,6 +681,14 @@ def test_what_is_evaluated_for_a_shared_step_is_evaluated_in_a_worker() -> None:
     play = Play(step("a"), step("b", "a", isolation="shared", when=Condition(step="a", code="c")))
     play.ok("a")
     assert [effect.shared for effect in play.effects if isinstance(effect, Evaluate)] == [True]
+
+
+def test_it_is_quiet_before_what_is_measured_starts_and_until_it_has_ended() -> None:
+    play = Play(step("a"), step("b", measured=True))
+    kinds = [type(effect) for effect in play.effects]
+    assert kinds.index(Measuring) < kinds.index(StartAttempt)
+    last = [type(effect) for effect in play.end("b", OK)]
+    assert last.index(Report) < last.index(Measuring)
 
 
 def test_measuring_is_told_when_it_begins_and_ends() -> None:

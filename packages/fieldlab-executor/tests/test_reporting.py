@@ -99,11 +99,16 @@ def test_nothing_but_a_heartbeat_is_on_the_wire_while_it_is_measured_and_all_of_
     executor = launch(talking(meeting, **spec), reporting=reporting)
     hub = executor.hub
     meeting.wait()
-    before = len(hub.requests)
+    # A poll that was open when the measurement began is taken back.
+    hub.wait(lambda: len(hub.replies) + len(hub.recalled) == len(hub.requests), "an end of what was asked before")
+    before, answers = len(hub.requests), len(hub.replies)
     hub.send("noise", "from another node")
     with pytest.raises(AssertionError, match="did not come"):
         hub.wait(lambda: len(hub.requests) > before + heartbeats, "anything", QUIET_FOR)
     assert set(hub.requests[before:]) <= {"poll"}
+    assert set(hub.replies[answers:]) <= {"poll"}
+    assert len(hub.replies) - answers <= heartbeats
+    assert len(hub.recalled) <= 1
     assert hub.logs("talks") == ""
     meeting.let_go()
     assert executor.wait() == 0

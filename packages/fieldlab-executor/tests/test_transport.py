@@ -23,6 +23,7 @@ from fieldlab_common import errors as e
 from fieldlab_common.protocol import PROBLEM, BlobStatus, Poll
 from fieldlab_executor import transport
 from fieldlab_executor.frames import Unpacker, pack
+from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import (
     Answer,
     FileBody,
@@ -185,6 +186,31 @@ def test_one_that_was_closed_while_idle_is_replaced_unseen(server: Server, http_
     server.answer("200 OK", b'{"cursor": 1}')
     assert interpret("poll", poll(http_)).cursor == 1
     assert server.connections == 2
+
+
+def test_a_request_that_is_taken_back_ends_at_once_and_nothing_of_it_crosses_the_line_any_more(
+    server: Server, http_: HttpTransport
+) -> None:
+    server.answer("200 OK", b"{}")
+    poll(http_)  # over a connection that is used again, whose end by itself would be replaced unseen
+    recall = Recall()
+    threading.Thread(target=lambda: [server.requests.get() for _ in range(2)] and recall.now(), daemon=True).start()
+    with pytest.raises(Recalled):
+        http_.request("poll", query={"wait": 60}, timeout=DEADLINE, recall=recall)
+    assert server._open[0].recv(1) == b""  # the server sees that nobody waits
+    with pytest.raises(Recalled):
+        http_.request("poll", query={"wait": 60}, timeout=DEADLINE, recall=recall)
+    assert server.requests.empty()
+
+
+def test_taking_back_what_has_its_answer_does_nothing(server: Server, http_: HttpTransport) -> None:
+    recall = Recall()
+    server.answer("200 OK", b'{"cursor": 7}')
+    assert interpret("poll", http_.request("poll", timeout=DEADLINE, recall=recall)) == Poll(cursor=7)
+    recall.now()
+    server.answer("200 OK", b'{"cursor": 8}')
+    assert interpret("poll", poll(http_)) == Poll(cursor=8)
+    assert server.connections == 1
 
 
 def test_a_problem_is_the_error_that_it_names(server: Server, http_: HttpTransport) -> None:
@@ -559,3 +585,20 @@ def test_the_inherited_descriptor_is_not_inherited_further() -> None:
     assert not os.get_inheritable(descriptor)
     transport.close()
     theirs.close()
+
+
+def test_a_request_over_the_pipe_is_taken_back_and_the_other_end_is_told(pipe: tuple[PipeTransport, Peer]) -> None:
+    transport, peer = pipe
+    recall = Recall()
+
+    def take_back() -> None:
+        header, _ = peer.next()
+        recall.now()
+        peer.answer(header["id"])  # too late
+
+    thread = threading.Thread(target=take_back)
+    thread.start()
+    with pytest.raises(Recalled):
+        transport.request("poll", query={"wait": 60}, timeout=DEADLINE, recall=recall)
+    thread.join()
+    assert peer.next()[0] == {"recall": 1}

@@ -24,6 +24,7 @@ from fieldlab_common.protocol import Ack, BlobStatus, Claim, ClaimRequest, Lane,
 from fieldlab_common.wire import dumps
 
 from fieldlab_executor.journal import Batch, Journal
+from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import (
     Answer,
     FileBody,
@@ -197,6 +198,7 @@ class Link:
         self._batch = dict.fromkeys(Lane, self._pace.batch)
         self._uploads: dict[str, _Upload] = {}
         self._cursor = 0
+        self._recall = Recall()  # of the poll that is open, and of the upload that goes on
         self._cancelled = False
         self._control_bytes = 0
         self._requests = 0
@@ -263,7 +265,10 @@ class Link:
         """Stop shipping, or go on. Polls become a heartbeat meanwhile; with ``silent`` there are none."""
         with self._cond:
             self._held, self._silent = on, on and silent
+            recall, self._recall = self._recall, Recall()
             self._wake_all()
+        if on:
+            recall.now()  # a poll that is open would be answered amid the measurement, an upload go on
 
     def upload(self, sha256: str, path: str, size: int, number: int) -> None:
         """Send the file once control record ``number``, which announces it, is acknowledged. Twice is once."""
@@ -362,9 +367,10 @@ class Link:
         body: bytes | FileBody | None = None,
         timeout: float | None = None,
         control: bool = True,
+        recall: Recall | None = None,
     ) -> Any:
         answer = self._transport.request(
-            endpoint, path=path, query=query, body=body, timeout=timeout or self._pace.timeout
+            endpoint, path=path, query=query, body=body, timeout=timeout or self._pace.timeout, recall=recall
         )
         if control:
             self._count(answer)
@@ -443,6 +449,8 @@ class Link:
                 self._wait(lambda: self._draining, self._pace.bulk_every)
 
     def _ship_batch(self, lane: Lane) -> None:
+        if self._holding:  # since it was tried before
+            return
         before = self._at[lane]
         batch = self._journal.read(lane, before, self._batch[lane])
         if batch is None:
@@ -473,7 +481,10 @@ class Link:
         while True:
             self._wait(lambda: not (self._silent and self._holding))
             began = self._clock()
-            poll = self._insist(self._poll, _FATAL)
+            try:
+                poll = self._insist(self._poll, _FATAL)
+            except Recalled:
+                continue
             news = bool(poll.events) or (poll.cancel is not None and not self._cancelled)
             if poll.events:
                 self._notify(EventsArrived(events=poll.events, cursor=poll.cursor))
@@ -486,13 +497,12 @@ class Link:
                 self._wait(lambda: False, self._pace.idle)
 
     def _poll(self) -> Poll:
-        query: dict[str, str | int | float] = {
-            "after": self._cursor,
-            "wait": 0.0 if self._holding else self._pace.wait,  # no event comes in amid a measurement
-            "journal": self._journal.id,
-        }
+        with self._cond:
+            recall = self._recall
+            wait = 0.0 if self._holding else self._pace.wait  # no event comes in amid a measurement
+        query: dict[str, str | int | float] = {"after": self._cursor, "wait": wait, "journal": self._journal.id}
         before = self._wall()
-        poll: Poll = self._ask("poll", query=query, timeout=self._pace.wait + self._pace.timeout)
+        poll: Poll = self._ask("poll", query=query, timeout=self._pace.wait + self._pace.timeout, recall=recall)
         self._compare_clocks(before, self._wall(), poll.server_time)
         self._cursor = max(self._cursor, poll.cursor)
         return poll
@@ -534,6 +544,8 @@ class Link:
             self._insist(lambda: self._send(upload), final)
         except _FATAL:
             raise
+        except Recalled:  # it goes on from where it is when nothing is measured any more
+            return
         except e.BlobMismatch as error:
             upload.mismatches += 1
             if upload.mismatches >= MISMATCHES:
@@ -547,8 +559,12 @@ class Link:
         return next(wanted, None)
 
     def _send(self, upload: _Upload) -> None:
+        with self._cond:
+            if self._holding:
+                return
+            recall = self._recall
         path = {"digest": upload.sha256}
-        status: BlobStatus = self._ask("blob_status", path=path, control=False)
+        status: BlobStatus = self._ask("blob_status", path=path, control=False, recall=recall)
         while not status.complete:
             if _size(upload.path) != upload.size:
                 raise FileFault(f"{upload.path} is no longer the {upload.size} bytes that were announced.")
@@ -556,7 +572,7 @@ class Link:
                 path=upload.path, offset=status.offset, size=min(self._transport.chunk, upload.size - status.offset)
             )
             query: dict[str, str | int | float] = {"offset": status.offset, "size": upload.size}
-            status = self._ask("put_blob", path=path, query=query, body=body, control=False)
+            status = self._ask("put_blob", path=path, query=query, body=body, control=False, recall=recall)
         with self._cond:
             upload.done = True
             self._cond.notify_all()

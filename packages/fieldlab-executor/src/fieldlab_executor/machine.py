@@ -180,7 +180,8 @@ class Machine:
         effects = self._shared.effects
         if (self._shared.measured > 0) != self._measuring:
             self._measuring = not self._measuring
-            effects.append(Measuring(active=self._measuring))
+            # It is quiet before what is measured starts, and until it has ended.
+            effects.insert(0 if self._measuring else len(effects), Measuring(active=self._measuring))
         if self._root.ended:
             self.done = True
             effects.append(self._finish())

@@ -14,6 +14,8 @@ local run goes without.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import socket
@@ -23,7 +25,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from fieldlab_common import errors as e
@@ -31,6 +33,7 @@ from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, PROTOCOLS, En
 from fieldlab_common.wire import loads
 
 from fieldlab_executor.frames import Unpacker, pack
+from fieldlab_executor.recall import Recall, Recalled
 
 if TYPE_CHECKING:
     import http.client
@@ -126,10 +129,12 @@ class Transport(Protocol):
         timeout: float,
         start: int = 0,
         sink: Sink | None = None,
+        recall: Recall | None = None,
     ) -> Answer:
         """Ask. With ``sink`` the body of a success goes there in blocks, from byte ``start`` on if the director can.
 
         Raises:
+            Recalled: by ``recall``, which takes it back.
             DirectorUnreachable, DirectorTimeout, BadAnswer, PipeClosed, and FileFault of a ``FileBody``.
         """
         ...
@@ -250,15 +255,17 @@ class HttpTransport:
         timeout: float,
         start: int = 0,
         sink: Sink | None = None,
+        recall: Recall | None = None,
     ) -> Answer:
         """Ask over a connection that is free, or a new one. A longer body of bytes goes compressed."""
         row = ENDPOINTS[endpoint]
         target = self._prefix + row.path.format(**{k: quote(v, safe="") for k, v in (path or {}).items()})
         if query:
             target += "?" + urlencode(query)
-        answer = self._ask(row, target, body, timeout, start, sink)
+        ask = functools.partial(self._ask, row, target, body, _Wanted(timeout, start, sink, recall))
+        answer = ask()
         if answer.status == e.ProtocolMismatch.status and self._settle(answer):
-            return self._ask(row, target, body, timeout, start, sink)
+            return ask()
         return answer
 
     def _settle(self, answer: Answer) -> bool:
@@ -272,24 +279,22 @@ class HttpTransport:
         self._headers = {**self._headers, "Fieldlab-Protocol": spoken}
         return True
 
-    def _ask(
-        self, row: Endpoint, target: str, body: bytes | FileBody | None, timeout: float, start: int, sink: Sink | None
-    ) -> Answer:
+    def _ask(self, row: Endpoint, target: str, body: bytes | FileBody | None, wanted: _Wanted) -> Answer:
         headers = dict(self._headers)
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if wanted.start:
+            headers["Range"] = f"bytes={wanted.start}-"
         if body is None:
-            return self._exchange(row.method, target, headers, None, timeout, start, sink)
+            return self._exchange(row.method, target, headers, None, wanted)
         headers["Content-Type"] = "application/octet-stream" if row.request is bytes else "application/json"
         headers["Content-Length"] = str(body.size if isinstance(body, FileBody) else len(body))
         if isinstance(body, bytes) and len(body) >= COMPRESSED_FROM and self._compressing:
             small = zlib.compress(body, 1, wbits=31)  # the fastest level, which the node's processor hardly notices
             encoded = {**headers, "Content-Encoding": "gzip", "Content-Length": str(len(small))}
-            answer = self._exchange(row.method, target, encoded, small, timeout, start, sink)
+            answer = self._exchange(row.method, target, encoded, small, wanted)
             if answer.status != 415:
                 return answer
             self._compressing = False  # somebody on the way does not take it (RFC 9110, section 15.5.16)
-        return self._exchange(row.method, target, headers, body, timeout, start, sink)
+        return self._exchange(row.method, target, headers, body, wanted)
 
     def close(self) -> None:
         """End every connection."""
@@ -309,24 +314,24 @@ class HttpTransport:
         target: str,
         headers: Mapping[str, str],
         body: bytes | FileBody | None,
-        timeout: float,
-        start: int,
-        sink: Sink | None,
+        wanted: _Wanted,
     ) -> Answer:
         response = None
         while response is None:
-            connection, used = self._connection(timeout)
+            connection, used = self._connection(wanted.timeout)
             keep = False
             try:
-                with _Converted(self._where, timeout):
-                    response = self._send(connection, method, target, headers, body, timeout)
-                    answer = _receive(response, sink, start, timeout)
+                with _Converted(self._where, wanted):
+                    response = self._send(connection, method, target, headers, body, wanted)
+                    answer = _receive(response, wanted.sink, wanted.start, wanted.timeout)
                     keep = not response.will_close
             except e.DirectorUnreachable:
                 # A connection that was closed while it was idle says nothing about the director now.
                 if response is not None or not used or self._closed:
                     raise
             finally:
+                if wanted.recall is not None:
+                    wanted.recall.disarm(connection)
                 self._give_back(connection, keep=keep)
         sent = len(method) + len(target) + 12 + sum(len(k) + len(v) + 4 for k, v in headers.items())
         return replace(answer, sent=sent + int(headers.get("Content-Length", 0)))
@@ -338,7 +343,7 @@ class HttpTransport:
         target: str,
         headers: Mapping[str, str],
         body: bytes | FileBody | None,
-        timeout: float,
+        wanted: _Wanted,
     ) -> http.client.HTTPResponse:
         if self._proxy is not None and not self._secure:
             target = self._where + target
@@ -346,7 +351,10 @@ class HttpTransport:
         data = body.blocks() if isinstance(body, FileBody) else body
         if connection.sock is None:
             connection.connect()
-        connection.sock.settimeout(timeout)
+        sock = connection.sock
+        sock.settimeout(wanted.timeout)
+        if wanted.recall is not None:
+            wanted.recall.arm(connection, lambda: _shut(sock))
         try:
             connection.request(method, target, body=data, headers=dict(headers))
         except (BrokenPipeError, ConnectionResetError):
@@ -388,11 +396,20 @@ class HttpTransport:
         connection.close()
 
 
+class _Wanted(NamedTuple):
+    """What ``Transport.request`` is told besides what to ask."""
+
+    timeout: float
+    start: int
+    sink: Sink | None
+    recall: Recall | None
+
+
 class _Converted:
     """Turns what the standard library raises into the errors of a transport, keeping the cause."""
 
-    def __init__(self, where: str, timeout: float) -> None:
-        self._where, self._timeout = where, timeout
+    def __init__(self, where: str, wanted: _Wanted) -> None:
+        self._where, self._timeout, self._recall = where, wanted.timeout, wanted.recall
 
     def __enter__(self) -> None:
         return None
@@ -400,6 +417,8 @@ class _Converted:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         import http.client
 
+        if self._recall is not None and self._recall.done and isinstance(error, Exception):
+            raise Recalled from error
         if isinstance(error, TimeoutError) and not isinstance(error, e.FieldlabError):
             raise e.DirectorTimeout(f"{self._where} did not answer within {self._timeout:g} s.") from error
         if isinstance(error, OSError) and not isinstance(error, e.FieldlabError):
@@ -468,6 +487,7 @@ def _shut(sock: socket.socket) -> None:
 @dataclass(eq=False)
 class _Waiting:
     done: threading.Event = field(default_factory=threading.Event)
+    recalled: bool = False
     status: int = 0
     body: bytes = b""
 
@@ -475,7 +495,8 @@ class _Waiting:
 class PipeTransport:
     """Frames (``frames``) over a connected Unix socket, which it takes over.
 
-    A request is ``{"id", "endpoint", "path", "query"}`` with its body, an answer ``{"id", "status"}`` with its. Blobs
+    A request is ``{"id", "endpoint", "path", "query"}`` with its body, an answer ``{"id", "status"}`` with its;
+    ``{"recall": id}`` says that an answer that has not gone out is not wanted any more. Blobs
     are asked for in pieces: ``offset`` and ``limit`` of the query.
     """
 
@@ -503,10 +524,11 @@ class PipeTransport:
         timeout: float,
         start: int = 0,
         sink: Sink | None = None,
+        recall: Recall | None = None,
     ) -> Answer:
         """Ask over the one socket."""
         if sink is None:
-            return self._ask(endpoint, path, query, body, timeout)
+            return self._ask(endpoint, path, query, body, timeout, recall)
         while True:
             part = self._ask(endpoint, path, {**(query or {}), "offset": start, "limit": PIPE_CHUNK}, body, timeout)
             if part.status >= 300:
@@ -530,6 +552,7 @@ class PipeTransport:
         query: Mapping[str, str | int | float] | None,
         body: bytes | FileBody | None,
         timeout: float,
+        recall: Recall | None = None,
     ) -> Answer:
         data = b"".join(body.blocks()) if isinstance(body, FileBody) else body or b""
         waiting = _Waiting()
@@ -540,12 +563,18 @@ class PipeTransport:
         try:
             header = {"id": number, "endpoint": endpoint, "path": dict(path or {}), "query": dict(query or {})}
             frame = pack(header, data)
+            if recall is not None:
+                recall.arm(waiting, lambda: self._take_back(number, waiting))
             self._send(frame)
             if not waiting.done.wait(timeout):
                 raise e.DirectorTimeout(f"The client did not answer {endpoint!r} within {timeout:g} s.")
+            if waiting.recalled:
+                raise Recalled
             if not waiting.status:
                 raise PipeClosed(self._gone)
         finally:
+            if recall is not None:
+                recall.disarm(waiting)
             with self._lock:
                 self._waiting.pop(number, None)
         kind = "application/json" if waiting.status < 300 else PROBLEM
@@ -557,6 +586,12 @@ class PipeTransport:
             sent=len(frame),
             received=received,
         )
+
+    def _take_back(self, number: int, waiting: _Waiting) -> None:
+        waiting.recalled = True
+        waiting.done.set()
+        with contextlib.suppress(PipeClosed):
+            self._send(pack({"recall": number}))
 
     def _send(self, frame: bytes) -> None:
         with self._sending:
@@ -584,7 +619,7 @@ class PipeTransport:
             raise e.InvalidMessage(f"An answer has the header {json.dumps(header)[:200]}.")
         with self._lock:
             waiting = self._waiting.get(number)
-        if waiting is not None:  # else its deadline has passed
+        if waiting is not None and not waiting.recalled:  # else its deadline has passed
             waiting.status, waiting.body = status, body
             waiting.done.set()
 

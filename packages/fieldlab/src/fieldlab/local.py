@@ -438,6 +438,9 @@ class _Carrier:
         self._write(executor)
 
     def _request(self, executor: _Executor, header: dict[str, Any], body: bytes) -> None:
+        if "recall" in header:
+            executor.held = [held for held in executor.held if held.id != header["recall"]]
+            return
         query = header.get("query") or {}
         number, endpoint = int(header["id"]), str(header["endpoint"])
         wait = float(query.get("wait") or 0.0)
