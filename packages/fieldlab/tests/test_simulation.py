@@ -256,6 +256,29 @@ def test_a_gate_opens_by_a_person_or_by_another_node_and_fails_by_its_timeout():
     assert (late.status, late.reason, late.ended - late.started) == (StepState.FAILED, Reason.RAISED, 100)
 
 
+@pytest.mark.parametrize(
+    ("facts", "resources", "at_once"),
+    [({"cpus": 3}, None, 3), ({}, fl.Resources(cpus=1.5), 2), ({"cpus": 8}, fl.Resources(cpus=1), 1), ({}, None, 1)],
+)
+def test_no_more_shared_steps_run_at_a_time_than_the_executor_has_workers(facts, resources, at_once):
+    with fl.DAG("d", isolation="shared") as dag:
+        for number in range(6):
+            probe().named(f"p-{number}")
+    experiment = fl.Experiment("e").map(dag, fl.Node.dummy("n", **facts), resources=resources)
+    result = fl.simulate(experiment, durations={"*": 10.0})
+    times = sorted(step.started for step in result.results["n"].values())
+    assert [round((at - times[0]) / 10) for at in times] == [number // at_once for number in range(6)]
+
+
+def test_shared_steps_that_wait_lend_their_worker():
+    with fl.DAG("d", isolation="shared") as dag:
+        gate = fl.wait_for("go")
+        probe().after(gate)
+        fl.send("go").after(probe().named("first"))
+    result = fl.simulate(fl.Experiment("e").map(dag, fl.Node.dummy("n", cpus=1)))
+    assert result.state is ExperimentState.SUCCEEDED
+
+
 def looped(*steps, times=3):
     """A DAG that repeats another, in which what ``steps`` make stands one behind the other."""
     with fl.DAG("round") as inner:

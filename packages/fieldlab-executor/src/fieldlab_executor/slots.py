@@ -21,9 +21,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fieldlab_executor.steps import Item
 
-__all__ = ["Order", "Resource", "Slots"]
+__all__ = ["Order", "Resource", "Slots", "places"]
 
 Order = tuple[int, ...]  # when it was offered, and before that, each DAG around it
+
+
+def places(cpus: float | None, of_node: float | None) -> int:
+    """How many shared workers work at a time: as many as the deployment has CPUs, or else its node; one if unknown."""
+    return max(1, math.ceil(cpus or of_node or 1))
 
 
 class Resource:

@@ -12,7 +12,6 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import deque
@@ -50,6 +49,7 @@ from fieldlab_executor.limits import Limits, Watch
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
 from fieldlab_executor.secrets import Secrets
+from fieldlab_executor.slots import places
 from fieldlab_executor.uploads import Upload
 from fieldlab_executor.workers import Workers
 from fieldlab_executor.workplace import Workplace
@@ -174,7 +174,7 @@ class Supervisor:
         walltime = claim.deployment.resources.walltime_seconds
         if walltime is not None:
             self._loop.after(walltime, lambda: self.terminate(f"Its walltime of {walltime:g} s is over."))
-        workers = _places(claim.deployment.resources.cpus)
+        workers = places(claim.deployment.resources.cpus, os.cpu_count())
         self._workers = Workers(self._pool, workers)
         self._machine = m.Machine(graph, now=self.now(), workers=workers)
         self._perform(self._machine.start(self.now()))
@@ -606,11 +606,6 @@ class Supervisor:
         left = processes.sweep(time.monotonic() + SWEEP_SECONDS)
         self._survivors += [processes.describe(one.pid) for one in left]
         self._limits.close()
-
-
-def _places(cpus: float | None) -> int:
-    """How many shared workers work at a time: as many as the deployment has CPUs."""
-    return max(1, math.ceil(cpus)) if cpus else os.cpu_count() or 1
 
 
 def _as_json(given: m.Input) -> dict[str, Any]:

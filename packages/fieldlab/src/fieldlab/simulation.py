@@ -31,6 +31,7 @@ from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import StepRecord
 from fieldlab_common.resolve import resolve
 from fieldlab_executor import machine as m
+from fieldlab_executor.slots import places
 
 from fieldlab.here import this_node
 from fieldlab.ship import PYTHON, Blobs, Shipment, require_sound
@@ -258,7 +259,9 @@ class _Executor:
         """The launch came; it may come twice."""
         if self._machine is not None or not self.lives or not self._stage.claim(self.deployment.name):
             return
-        self._machine = m.Machine(self.deployment.graph, now=self.clock())
+        cpus = self.deployment.node.get("cpus")
+        workers = places(self.deployment.resources.cpus, cpus if isinstance(cpus, int | float) else None)
+        self._machine = m.Machine(self.deployment.graph, now=self.clock(), workers=workers)
         walltime = self.deployment.resources.walltime_seconds
         if walltime is not None:
             terminated = m.Terminated(message=f"Its walltime of {walltime:g} s is over.")
@@ -460,6 +463,7 @@ class _Executor:
         text: str,
     ) -> None:
         attempt.topics, attempt.look = topics, look
+        self._waits(attempt, True)
         for topic in topics:
             self._stage.waiting.setdefault(topic, {})[self.deployment.name] = None
         if timeout is not None:
@@ -479,6 +483,12 @@ class _Executor:
         topics, attempt.topics, attempt.look = attempt.topics, (), None
         for topic in set(topics) - set(self.topics()):
             self._stage.waiting[topic].pop(self.deployment.name, None)
+        self._waits(attempt, False)
+
+    def _waits(self, attempt: _Attempt, waits: bool) -> None:
+        """It only waits, or no more: another may use its place in a shared worker meanwhile."""
+        if attempt.part.spec.isolation == "shared":
+            self._tell(m.AttemptWaits(key=attempt.key, waits=waits))
 
     # --- what became of it
 
