@@ -446,6 +446,43 @@ def test_a_secret_reaches_its_task_and_nothing_else(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush-hush" in path.read_bytes()]
 
 
+@fl.task
+def stores(text: str, *, ctx: fl.TaskContext) -> None:
+    ctx.store["key"] = text
+    ctx.store["long"] = text * 1000
+
+
+@fl.task
+def hands_out(*, ctx: fl.TaskContext) -> str:
+    return str(ctx.store["key"])
+
+
+@fl.task
+def names(text: str, *, ctx: fl.TaskContext) -> None:
+    for name in (f"{text}.txt", "plain.txt"):
+        with open(ctx.artifact(name), "w") as file:
+            file.write("x")
+    for tell in (lambda: ctx.events.send(text), lambda: ctx.barrier(text)):
+        with pytest.raises(fl.DefinitionError, match="the secret 'token'"):
+            tell()
+
+
+def test_a_secret_leaves_by_no_name_and_not_from_the_store(tmp_path: Path) -> None:
+    hush = fl.secret("token")
+    with fl.DAG("d", stop_on_failure=False) as dag:
+        hands_out().after(stores(hush))
+        names(hush)
+    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("n")), secrets={"token": "hush-hush-1"}, folder=tmp_path)
+    results = run.results["n"]
+    assert results["stores"].status is results["names"].status is fl.StepState.SUCCEEDED
+    assert results["hands_out"].reason is fl.Reason.BAD_RESULT
+    assert "'token'" in results["hands_out"].message
+    assert [artifact.name for artifact in results["names"].artifacts] == ["plain.txt"]
+    assert "its name holds the secret 'token'" in "".join(line.text for line in results["names"].logs)
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and b"hush-hush" in path.read_bytes()]
+    assert [(path.parent.name, path.parent.stat().st_mode & 0o777) for path in told] == [("values", 0o700)]
+
+
 def test_a_secret_that_is_not_given_is_missed_before_anything_starts() -> None:
     with fl.DAG("d") as dag:
         takes(fl.secret("token"))

@@ -121,12 +121,14 @@ class Answers:
         size = len(json.dumps(data, ensure_ascii=False).encode())
         if size > MAX_EVENT_BYTES:
             raise EventTooLarge(f"The data of event {name!r} has {size} bytes; at most {MAX_EVENT_BYTES} are possible.")
-        if shown := self._deployment.secrets.shown_in(json.dumps(data).encode()):
-            raise DefinitionError(
-                f"The data of event {name!r} holds the secret {shown!r}, which must not leave the node."
-            )
+        self._keep_in(json.dumps([name, data]), "An event")
         self._deployment.send_event(attempt, name, data, size)
         return {}
+
+    def _keep_in(self, text: str, what: str) -> None:
+        """Refuse text that holds a secret, and would be reported."""
+        if shown := self._deployment.secrets.shown_in(text.encode()):
+            raise DefinitionError(f"{what} would hold the secret {shown!r}, which must not leave the node.")
 
     def _events(self, attempt: Attempt, ask: dict[str, Any]) -> None:
         name, after, position = ask["name"], int(ask["after"]), int(ask["position"])
@@ -166,6 +168,7 @@ class Answers:
         name, parties = ask["name"], ask["parties"]
         if not isinstance(name, str) or not 0 < len(name) <= 200:
             raise DefinitionError(f"{name!r:.100} cannot be the name of a barrier.")
+        self._keep_in(name, "The name of a barrier")
         if (
             isinstance(parties, bool)
             or not isinstance(parties, int | str)
@@ -267,7 +270,10 @@ class Answers:
 
     def _artifact(self, attempt: Attempt, ask: dict[str, Any]) -> None:
         name = check_artifact_name(ask["name"])
-        if len(attempt.artifacts) < MAX_ARTIFACTS:
+        if shown := self._deployment.secrets.shown_in(name.encode()):
+            text = f"A file is not collected: its name holds the secret {shown!r}, which must not leave the node.\n"
+            self._deployment.said(attempt, "executor", text)
+        elif len(attempt.artifacts) < MAX_ARTIFACTS:
             attempt.artifacts[name] = None
 
     def _ready(self, attempt: Attempt, ask: dict[str, Any]) -> None:

@@ -27,6 +27,9 @@ class Secrets:
         lines = {line for value in values.values() for line in value.splitlines() if len(line) >= SHORTEST}
         self._lines = sorted(lines, key=len, reverse=True)  # one that holds another goes first
 
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
     def get(self, name: str) -> str | None:
         """The text of one; None: it was not stored."""
         return self._values.get(name)

@@ -502,6 +502,9 @@ class Supervisor:
 
     def _outcome(self, attempt: Attempt) -> m.Outcome:
         outcome, large = outcomes.judge(attempt, self._limits, self.now())
+        if self.secrets and (shown := self.secrets.shown_in(attempt.data)):  # of another step's, from ctx.store
+            message = f"It holds the secret {shown!r}, which must not leave the node. Return something else."
+            outcome = m.Outcome(state=StepState.FAILED, reason=Reason.BAD_RESULT, message=message, usage=outcome.usage)
         if outcome.state is StepState.FAILED:
             hidden = self.secrets.hide(outcome.message), self.secrets.hide(outcome.error)
             outcome = replace(outcome, message=hidden[0], error=hidden[1])
@@ -587,7 +590,9 @@ class Supervisor:
         cancel = None
         if finish.state is DeploymentState.CANCELLED or self._survivors:
             cancel = CancelRecord(
-                reason=self._cancelled or finish.message, killed=self._killed, survivors=tuple(self._survivors)
+                reason=self._cancelled or finish.message,
+                killed=self._killed,
+                survivors=tuple(map(self.secrets.hide, self._survivors)),  # command lines
             )
         self._over = True
         self._place.close()

@@ -36,7 +36,7 @@ class Workplace:
     def furnish(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
         """Make what every step needs. ``clock``: the offset to the director's, and its bound, in seconds."""
         for name in ("values", "steps", "artifacts", "files"):
-            (self._folder / name).mkdir(exist_ok=True)
+            (self._folder / name).mkdir(mode=0o700, exist_ok=True)
         content = {
             "experiment": claim.experiment,
             "experiment_id": claim.experiment_id,
