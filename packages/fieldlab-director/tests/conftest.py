@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 from fieldlab_common.accounts import Role
+from fieldlab_common.course import NEVER
 from fieldlab_common.environment import Host
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 from fieldlab_common.node import Node
@@ -28,8 +29,9 @@ from fieldlab_common.protocol import ClaimRequest, DeploymentSpec, Record, Submi
 from fieldlab_common.wire import dumps, encode, frame
 from fieldlab_director.app import open_store
 from fieldlab_director.http import make_http
+from fieldlab_director.services.accounts import add_user, create_token
 from fieldlab_director.services.desk import Desk
-from fieldlab_director.services.identity import add_user, create_token, executor_token
+from fieldlab_director.services.identity import executor_token
 from fieldlab_director.services.outcome import move
 from fieldlab_director.settings import Limits, Settings
 from fieldlab_director.store import queries, schema
@@ -138,7 +140,7 @@ class Lab:
     def user(self, name: str, role: str = "member") -> httpx2.Client:
         def make(tx: Tx) -> str:
             add_user(tx, name, role=role)
-            return create_token(tx, name)
+            return create_token(tx, name).token
 
         return self.client(self.write(make))
 
@@ -154,6 +156,12 @@ class Lab:
             return moved
 
         return self.write(run)
+
+    def finish(self, experiment: str) -> None:
+        """What is left of an experiment that was cancelled, once its nodes are cleaned up."""
+        ended = {"state": DeploymentState.CANCELLED, "look_at": NEVER}
+        of = schema.deployments.c.experiment_id == experiment
+        self.write(lambda tx: tx.execute(sa.update(schema.deployments).where(of).values(ended)))
 
     def launch(self, experiment: str, name: str = "a", *, epoch: int = 1) -> Executor:
         """What the reconcile loop does until an executor starts."""

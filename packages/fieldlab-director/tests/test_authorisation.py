@@ -13,7 +13,8 @@ from fieldlab_common.accounts import Role, Scope
 from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.protocol import ENDPOINTS
 from fieldlab_common.wire import dumps
-from fieldlab_director.services.identity import create_token, executor_token
+from fieldlab_director.services.accounts import add_user, create_token
+from fieldlab_director.services.identity import executor_token
 from fieldlab_director.store import schema
 
 # Whose token asks. The answers' statuses stand below each other; "." is 401, "!" is 403, "-" is 404, "x" is 409.
@@ -29,6 +30,16 @@ MATRIX = """
                         none exp  rev | view read run  owner other admin | live foreign older ended drained over
 health                  200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200
 executable              200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200
+login                   .    .    .   | .    .    .    .     .     .     | .    .       .     .     .       .
+logout                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
+change_password         .    .    .   | x    !    !    x     x     x     | !    !       !     !     .       .
+tokens                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
+create_token            .    .    .   | 201  !    !    201   201   201   | !    !       !     !     .       .
+revoke_token            .    .    .   | -    !    !    200   -     -     | !    !       !     !     .       .
+users                   .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
+add_user                .    .    .   | !    !    !    !     !     201   | !    !       !     !     .       .
+change_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
+remove_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
 whoami                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
 nodes                   .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
 infrastructures         .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
@@ -65,6 +76,9 @@ REQUESTS = {
     "attach_infrastructure": lambda s: {
         "json": {"name": f"lab-{next(_attached)}", "spec": {"kind": "fleet", "body": {"nodes": []}}}
     },
+    "login": lambda s: {"json": {"user": f"nobody-{next(_attached)}", "password": "wrong"}},
+    "change_password": lambda s: {"json": {"current": "none was set", "new": "a new password"}},
+    "add_user": lambda s: {"json": {"name": f"new-{next(_attached)}"}},
     "put_secret": lambda s: {"json": {"value": "hush"}},
     "missing_blobs": lambda s: {"json": {"digests": [s.private]}},
     "put_blob": lambda s: {"content": b"artifact", "params": {"offset": 0, "size": 8}},
@@ -112,7 +126,7 @@ class Scene:
         }
 
     def _token(self, **values):
-        return self.lab.write(lambda tx: create_token(tx, self.ada.name, **values))
+        return self.lab.write(lambda tx: create_token(tx, self.ada.name, **values).token)
 
     def _executors(self):
         found = {}
@@ -134,6 +148,21 @@ class Scene:
     def _set(self, table, key, **values):
         self.lab.write(lambda tx: tx.execute(table.update().where(table.c.id == key).values(**values)))
 
+    def _guest(self):
+        """A user whom a column may remove."""
+        name = f"guest-{next(_attached)}"
+        self.lab.write(lambda tx: add_user(tx, name))
+        return name
+
+    def _again(self, column):
+        """A client like the column's, which may log out."""
+        header = self.clients[column].headers.get("authorization", "")
+        if not header.startswith("Bearer flu_") or column in ("expired", "revoked"):
+            return self.clients[column]
+        asked = self.clients[column].get("/v1/me").json()
+        made = self.lab.write(lambda tx: create_token(tx, asked["user"], scope=Scope(asked["scope"])))
+        return self.lab.client(made.token)
+
     def _digest(self, row, column):
         if column in _EXECUTORS:
             return self.graph if row.name == "get_blob" and column != "foreign" else self.artifact
@@ -143,16 +172,19 @@ class Scene:
         """The answer of an endpoint to the caller of a column; ``path`` has what is asked about instead."""
         if row.name == "delete_secret":  # an earlier column may have done it
             assert self.ada.http.put("/v1/secrets/owned", json={"value": "hush"}).status_code == 200
+        client = self._again(column) if row.name == "logout" else self.clients[column]
         experiment = self.hers if column == "viewer" else self.experiment
         told = {
             "experiment": experiment,
             "secret": "owned" if row.name == "delete_secret" else "key",
             "digest": self._digest(row, column),
+            **({"token": self._token().split("_")[1]} if row.name == "revoke_token" else {}),
+            **({"user": self._guest()} if "{user}" in row.path else {}),
             **path,
         }
         filled = re.sub(r"{(\w+)}", lambda m: told[m[1]], row.path)
         request = REQUESTS.get(row.name, lambda scene: {} if row.request is None else {"json": {}})
-        return self.clients[column].request(row.method, filled, **request(self))
+        return client.request(row.method, filled, **request(self))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +202,13 @@ def test_every_caller_gets_the_answer_that_is_stated(scene, row):
     assert answers == EXPECTED[row.name]
 
 
-ABSENT = {"experiment": "0" * 20, "digest": "0" * 64, "secret": "no-such"}
+ABSENT = {
+    "token": "1" * 20,
+    "user": "nobody-of-that-name",
+    "experiment": "0" * 20,
+    "digest": "0" * 64,
+    "secret": "no-such",
+}
 
 
 @pytest.mark.parametrize("row", [row for row in ENDPOINTS.values() if "{" in row.path], ids=lambda row: row.name)

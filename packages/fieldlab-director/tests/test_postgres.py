@@ -11,7 +11,7 @@ from fieldlab_common.errors import InvalidRequest, Unavailable
 from fieldlab_common.events import Event
 from fieldlab_common.lifecycle import ExperimentState
 from fieldlab_common.protocol import ExperimentSettings, Lane
-from fieldlab_director.services.identity import add_user
+from fieldlab_director.services.accounts import add_user
 from fieldlab_director.store import queries, schema
 from fieldlab_director.store.postgres import TRIES, PostgresStore
 from fieldlab_director.store.rows import ExperimentRow

@@ -30,7 +30,7 @@ from fieldlab_common.wire import dumps, encode, frame
 from fieldlab_director.app import open_store
 from fieldlab_director.connectors import base as b
 from fieldlab_director.reconcile import Reconciler
-from fieldlab_director.services import blobs, experiments, identity, infrastructures, journals
+from fieldlab_director.services import accounts, blobs, experiments, identity, infrastructures, journals
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.services.intake import read_upload
 from fieldlab_director.settings import Settings
@@ -147,7 +147,7 @@ class World:
         self.vault, store = await open_store(self.settings)
         await store.close()
         self.store = await Database(path=self.settings.database, url=self.settings.database_url).open(clock=self.clock)
-        user = await self.store.write(lambda tx: identity.add_user(tx, "ada", role="admin"))
+        user = await self.store.write(lambda tx: accounts.add_user(tx, "ada", role="admin"))
         self.user = UserCaller(id=user.id, name="ada", role=Role.ADMIN)
         await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
         await self.attach("lab", "n1", "n2", "n3")

@@ -17,7 +17,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fieldlab_common import errors as e
-from fieldlab_common.accounts import Principal
+from fieldlab_common.accounts import (
+    AddUser,
+    ChangePassword,
+    ChangeUser,
+    CreateToken,
+    Login,
+    NewToken,
+    Principal,
+    TokenList,
+    UserInfo,
+    UserList,
+)
 from fieldlab_common.events import Event
 from fieldlab_common.messages import (
     MAX_SECRET,
@@ -183,13 +194,85 @@ class Endpoint:
 
 
 _CURSOR: Mapping[str, type] = {"after": int, "limit": int, "wait": float}
-_VIEWER = (Caller.VIEWER,)
+_VIEWER, _ACCOUNT, _ADMIN = (Caller.VIEWER,), (Caller.ACCOUNT,), (Caller.ADMIN,)
 _EXECUTOR, _UPLOADER = (Caller.EXECUTOR,), (Caller.EXECUTOR, Caller.UPLOADER)
 _RUN = "/v1/experiments/{experiment}"
 
 _ROWS = (
     Endpoint(name="health", method="GET", path="/v1/health", response=Health, callers=(Caller.ANYONE,)),
     Endpoint(name="executable", method="GET", path="/v1/fieldlab.pyz", response=bytes, callers=(Caller.ANYONE,)),
+    Endpoint(
+        name="login",
+        method="POST",
+        path="/v1/login",
+        callers=(Caller.ANYONE,),
+        request=Login,
+        response=NewToken,
+        status=201,
+        safe=False,
+        errors=(e.AuthenticationError, e.RateLimited),
+    ),
+    Endpoint(
+        name="logout", method="POST", path="/v1/logout", callers=_VIEWER, request=Empty, response=Empty, safe=False
+    ),
+    Endpoint(
+        name="change_password",
+        method="PUT",
+        path="/v1/me/password",
+        callers=_ACCOUNT,
+        request=ChangePassword,
+        response=Empty,
+        safe=False,
+        errors=(e.IllegalState,),
+    ),
+    Endpoint(name="tokens", method="GET", path="/v1/tokens", callers=_VIEWER, response=TokenList),
+    Endpoint(
+        name="create_token",
+        method="POST",
+        path="/v1/tokens",
+        callers=_ACCOUNT,
+        request=CreateToken,
+        response=NewToken,
+        status=201,
+        safe=False,
+    ),
+    Endpoint(
+        name="revoke_token",
+        method="DELETE",
+        path="/v1/tokens/{token}",
+        callers=_ACCOUNT,
+        response=Empty,
+        errors=(e.NotFound,),
+    ),
+    Endpoint(name="users", method="GET", path="/v1/users", callers=_ADMIN, response=UserList),
+    Endpoint(
+        name="add_user",
+        method="POST",
+        path="/v1/users",
+        callers=_ADMIN,
+        request=AddUser,
+        response=UserInfo,
+        status=201,
+        safe=False,
+        errors=(e.IllegalState,),
+    ),
+    Endpoint(
+        name="change_user",
+        method="PATCH",
+        path="/v1/users/{user}",
+        callers=_ADMIN,
+        request=ChangeUser,
+        response=UserInfo,
+        errors=(e.NotFound, e.IllegalState),
+    ),
+    Endpoint(
+        name="remove_user",
+        method="DELETE",
+        path="/v1/users/{user}",
+        callers=_ADMIN,
+        response=Empty,
+        errors=(e.NotFound, e.IllegalState),
+    ),
     Endpoint(name="whoami", method="GET", path="/v1/me", callers=_VIEWER, response=Principal),
     Endpoint(name="nodes", method="GET", path="/v1/nodes", callers=_VIEWER, response=NodeList),
     Endpoint(

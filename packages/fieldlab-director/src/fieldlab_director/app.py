@@ -25,14 +25,16 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from fieldlab_common.accounts import Role
 from fieldlab_common.errors import ConfigurationError
 
 from fieldlab_director.connectors.fleet import ConnectorFleet
 from fieldlab_director.http import make_http
 from fieldlab_director.reconcile import Reconciler
-from fieldlab_director.services import identity
+from fieldlab_director.services import accounts
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.experiments import cancel_everything
+from fieldlab_director.services.identity import new_id
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
 from fieldlab_director.settings import Settings
@@ -194,8 +196,8 @@ async def _bootstrap(store: Store, settings: Settings) -> str:
 
     def first(tx: Tx) -> str:
         if tx.one(queries.USER_BY_NAME, UserRow, name=name) is None:
-            identity.add_user(tx, name, role="admin")
-        return identity.create_token(tx, name, label="bootstrap")
+            accounts.add_user(tx, name, role=Role.ADMIN)
+        return accounts.create_token(tx, name, label="bootstrap").token
 
     token = await store.write(first)
     _keep(settings.token_file, token)
@@ -205,7 +207,7 @@ async def _bootstrap(store: Store, settings: Settings) -> str:
 def _home(path: Path) -> str:
     """The name of the data folder, which it keeps for good."""
     if not path.exists():
-        _keep(path, identity.new_id())
+        _keep(path, new_id())
     return path.read_text().strip()
 
 

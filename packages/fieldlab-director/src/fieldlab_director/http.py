@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -151,7 +152,7 @@ async def _decode(
     if row.name == "put_blob":  # its bytes are never gathered in memory, and are hashed as they come
         opener(request.headers.get("content-encoding", ""), 0, {})
     elif row.request is not None:
-        raw = await _body(request, limits.report_body if row.request is bytes else limits.json_body, limits)
+        raw = await _body(request, _most(row, limits), limits)
     start, end = _range(request) if row.response is bytes else (0, None)
     return Ask(
         caller=caller,
@@ -166,7 +167,14 @@ async def _decode(
         end=end,
         streaming=_streams(row, request),
         allowed=lambda: _authorise(desk, row, request),
+        address=request.client.host if request.client else "",
     )
+
+
+def _most(row: Endpoint, limits: Limits) -> int:
+    if Caller.ANYONE in row.callers:
+        return limits.open_body
+    return limits.report_body if row.request is bytes else limits.json_body
 
 
 async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
@@ -275,7 +283,8 @@ async def _refuse(request: Request, error: FieldlabError, request_id: str) -> Re
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.status in (429, 503):
-        headers["retry-after"] = "1"
+        asked = error.details.get("retry_after")
+        headers["retry-after"] = str(math.ceil(asked)) if isinstance(asked, int | float) else "1"
     return Response(_problem(error, request_id), error.status, headers, media_type=PROBLEM)
 
 

@@ -13,6 +13,7 @@ class Limits:
     """The bounds of what one request may bring or wait for. Sizes are in bytes, times in seconds."""
 
     json_body: int = 32 * 1024 * 1024  # a request of JSON: the largest is a submit with thousands of deployments
+    open_body: int = 16 * 1024  # a request that needs no token: a login
     report_body: int = 16 * 1024 * 1024  # one upload of journal records
     blob: int = 64 * 1024**3  # one blob
     free_disk: int = 64 * 1024**2  # less than this on the disk: uploads are refused, so that the database lives on

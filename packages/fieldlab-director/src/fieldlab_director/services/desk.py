@@ -45,6 +45,7 @@ from fieldlab_director.services import blobs, events, experiments, infrastructur
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
+from fieldlab_director.services.reception import Reception
 from fieldlab_director.services.streams import follow
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.settings import Settings
@@ -56,6 +57,7 @@ __all__ = ["Ask", "Bytes", "Desk", "EventStream"]
 T = TypeVar("T")
 
 POLL_WAIT = 30.0  # an executor's poll is its sign of life, so it comes back before it is missed
+TRUSTED = 1.0  # seconds that a token is taken for good: it may be revoked while its owner waits
 TOLD_WAIT = 5.0  # an executor that was told to stop needs no answer at once, each time again
 MOST_TOLD = 10_000  # executors that were told; forgetting them costs each one answer that comes at once
 _OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
@@ -69,7 +71,8 @@ async def _nobody() -> None:
 class Ask:
     """One request, decoded: who, what, and ways to read a long body or to learn that the caller has gone.
 
-    ``streaming``: the caller would have a stream; ``allowed`` raises when it may no longer have this.
+    ``streaming``: the caller would have a stream; ``allowed`` raises when it may no longer have this. ``address`` is
+    where it came from.
     """
 
     caller: UserCaller | ExecutorCaller | None
@@ -84,6 +87,7 @@ class Ask:
     end: int | None = None
     streaming: bool = False
     allowed: Callable[[], Awaitable[object]] = _nobody
+    address: str = ""
 
     @property
     def user(self) -> UserCaller:
@@ -128,7 +132,7 @@ class EventStream:
 
 
 @dataclass
-class Desk:
+class Desk(Reception):
     """All services, over one store. ``home``: the name of the director's data folder."""
 
     settings: Settings
@@ -140,6 +144,9 @@ class Desk:
     home: str = ""
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     async def identify(self, token: str) -> UserCaller | ExecutorCaller:
         """Whose token this is.
@@ -394,9 +401,10 @@ class Desk:
     async def _until(
         self, ask: Ask, question: Callable[[Tx], T], news: Callable[[T], bool], wait: float, *topics: str
     ) -> T:
-        """The answer to ``question`` when it is ``news``, or when ``wait`` seconds are over."""
+        """The answer to ``question`` when it is ``news``, or when ``wait`` seconds are over, to who may still ask."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait
+        began = loop.time()
+        deadline = began + wait
         with self.store.notifier.watch(*topics) as watch:
             leaving = asyncio.ensure_future(ask.gone())
             leaving.add_done_callback(lambda _: watch.leave())
@@ -404,6 +412,8 @@ class Desk:
                 while True:
                     found = await self.store.read(question)
                     if news(found) or not await watch.wait(deadline - loop.time()):
+                        if loop.time() - began > TRUSTED:
+                            await ask.allowed()
                         return found
             finally:
                 leaving.cancel()

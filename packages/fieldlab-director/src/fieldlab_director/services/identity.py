@@ -1,7 +1,7 @@
 """Who asks: users with passwords and tokens, and executors with the token of one deployment and epoch.
 
 A user's token is ``flu_<id>_<secret>``, 256 random bits, of which the database has the SHA-256: there is nothing to
-guess, so a slow hash would only cost time. A password is chosen by a person: it is hashed with argon2id, in a thread.
+guess, so a slow hash would only cost time (``passwords`` has what people choose).
 An executor's token is ``fle_<deployment>.<epoch>.<HMAC-SHA-256>``: nothing of it is stored. How much it is good for is
 read off the deployment each time: for everything that an executor asks while its launch is the present one, for
 uploading what is left once that has ended or was launched anew, for nothing once everything is here or ``drain_for``
@@ -15,31 +15,26 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
-import argon2
 from fieldlab_common.accounts import Role, Scope
-from fieldlab_common.errors import AuthenticationError, ConfigurationError, Drained, UnknownNameError
+from fieldlab_common.errors import AuthenticationError, Drained
 from fieldlab_common.protocol import Caller
 
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
-from fieldlab_director.store.rows import UserRow
 
 __all__ = [
     "ExecutorCaller",
     "UserCaller",
-    "add_user",
-    "check_password",
-    "create_token",
+    "digest_of",
     "executor_caller",
     "executor_token",
-    "hash_password",
     "new_id",
     "user_caller",
+    "utc",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _USER_TOKEN = re.compile(r"flu_([0-9a-z]{20})_[A-Za-z0-9_-]{43}")
 _EXECUTOR_TOKEN = re.compile(r"fle_([0-9a-z]{20})\.([1-9][0-9]{0,8})\.([0-9a-f]{64})")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -54,6 +49,7 @@ class UserCaller:
     role: Role
     scope: Scope = Scope.ADMIN
     expires: float | None = None
+    token_id: str = ""
 
     @property
     def may(self) -> frozenset[Caller]:
@@ -88,6 +84,8 @@ class _TokenRow:
     user_id: str
     user: str
     role: str
+    disabled: float | None
+    token_id: str
     scope: str
     digest: str
     expires: float | None
@@ -106,56 +104,35 @@ def new_id() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(20))
 
 
-def add_user(tx: Tx, name: str, *, password: str | None = None, role: str = Role.MEMBER) -> UserRow:
-    """Make a user. ``password`` is the hash that ``hash_password`` gave.
-
-    Raises:
-        ConfigurationError: the name is taken or not a user's name, or the role is none.
-    """
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} cannot be a user's name.", advice="Use letters, digits and . _ @ + -")
-    if role not in list(Role):
-        raise ConfigurationError(f"{role!r} is not a role; there are {', '.join(Role)}.")
-    if tx.one(queries.USER_BY_NAME, UserRow, name=name):
-        raise ConfigurationError(f"There is a user {name!r} already.", advice="Choose another name.")
-    row = UserRow(id=new_id(), name=name, password=password, role=Role(role).value, created=tx.now)
-    tx.execute(queries.ADD_USER, **vars(row))
-    return row
-
-
-def create_token(
-    tx: Tx, user: str, *, label: str = "", scope: Scope = Scope.ADMIN, expires: float | None = None
-) -> str:
-    """A new token of ``user``. It is shown this once: the database has its hash only.
-
-    Raises:
-        UnknownNameError: there is no such user.
-    """
-    owner = tx.one(queries.USER_BY_NAME, UserRow, name=user)
-    if owner is None:
-        raise UnknownNameError(f"There is no user {user!r}.", advice="Make one with: fieldlab-director user add")
-    token_id = new_id()
-    token = f"flu_{token_id}_{secrets.token_urlsafe(32)}"
-    values: dict[str, Any] = {"user_id": owner.id, "label": label, "scope": scope.value}
-    tx.execute(
-        queries.ADD_TOKEN, id=token_id, digest=_digest(token), created=tx.now, expires=expires, revoked=None, **values
-    )
-    return token
-
-
 def user_caller(tx: Tx, token: str) -> UserCaller:
     """The user whose token this is.
 
     Raises:
-        AuthenticationError: nobody's, expired or revoked.
+        AuthenticationError: nobody's. To who holds a right one: expired, revoked, or its user is disabled.
     """
     match = _USER_TOKEN.fullmatch(token)
     row = tx.one(queries.TOKEN, _TokenRow, id=match[1]) if match else None
-    if row is None or not hmac.compare_digest(row.digest, _digest(token)):
+    if row is None or not hmac.compare_digest(row.digest, digest_of(token)):
         raise AuthenticationError("The token is not valid.")
-    if row.revoked is not None or (row.expires is not None and row.expires <= tx.now):
-        raise AuthenticationError("The token is not valid.")
-    return UserCaller(id=row.user_id, name=row.user, role=Role(row.role), scope=Scope(row.scope), expires=row.expires)
+    if row.disabled is not None:
+        raise AuthenticationError(f"User {row.user!r} is disabled.", advice="Ask the director's admin.")
+    if row.revoked is not None:
+        raise AuthenticationError("The token was revoked.")
+    if row.expires is not None and row.expires <= tx.now:
+        raise AuthenticationError(f"The token expired on {utc(row.expires)}.", details={"expired": row.expires})
+    return UserCaller(
+        id=row.user_id,
+        name=row.user,
+        role=Role(row.role),
+        scope=Scope(row.scope),
+        expires=row.expires,
+        token_id=row.token_id,
+    )
+
+
+def utc(seconds: float) -> str:
+    """A time for people."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def executor_token(key: bytes, deployment_id: str, epoch: int) -> str:
@@ -186,22 +163,8 @@ def executor_caller(tx: Tx, key: bytes, token: str, *, drain_for: float) -> Exec
     return ExecutorCaller(deployment_id=match[1], epoch=epoch, over=row.ended is not None or epoch != row.epoch)
 
 
-def hash_password(password: str) -> str:
-    """The argon2id hash of a password. It takes tens of milliseconds on purpose: call it in a thread."""
-    if len(password) < 10:
-        raise ConfigurationError("The password is shorter than 10 characters.", advice="Choose a longer one.")
-    return argon2.PasswordHasher().hash(password)
-
-
-def check_password(hashed: str, password: str) -> bool:
-    """Whether ``password`` is the one that was hashed. Slow like ``hash_password``: call it in a thread."""
-    try:
-        return argon2.PasswordHasher().verify(hashed, password)
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-        return False
-
-
-def _digest(token: str) -> str:
+def digest_of(token: str) -> str:
+    """What of a token is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

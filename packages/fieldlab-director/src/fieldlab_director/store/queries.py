@@ -30,13 +30,46 @@ _EXPERIMENT_ENDS = [state for state in ExperimentState if state.terminal]
 META = sa.select(t.meta.c.value).where(t.meta.c.name == _p("name"))
 ADD_META = sa.insert(t.meta)
 USER_BY_NAME = sa.select(t.users).where(t.users.c.name == _p("name"))
+USERS = sa.select(t.users).order_by(t.users.c.name)
 ADD_USER = sa.insert(t.users)
+SET_USER = (
+    sa.update(t.users)
+    .where(t.users.c.id == _p("guard_id"))
+    .values(role=_p("role"), disabled=_p("disabled"), password=_p("password"))
+)
+DELETE_USER = sa.delete(t.users).where(t.users.c.id == _p("guard_id"))
 ADD_TOKEN = sa.insert(t.tokens)
+TOKENS = (
+    sa.select(t.tokens)
+    .where(
+        t.tokens.c.user_id == _p("user_id"),
+        t.tokens.c.revoked.is_(None),
+        sa.or_(t.tokens.c.expires.is_(None), t.tokens.c.expires > _p("now")),
+    )
+    .order_by(t.tokens.c.created.desc(), t.tokens.c.id)
+)
+REVOKE_TOKEN = (
+    sa.update(t.tokens)
+    .where(t.tokens.c.id == _p("guard_id"), t.tokens.c.user_id == _p("guard_user_id"), t.tokens.c.revoked.is_(None))
+    .values(revoked=_p("revoked"))
+)
+REVOKE_LOGINS = (
+    sa.update(t.tokens)
+    .where(t.tokens.c.user_id == _p("guard_user_id"), t.tokens.c.login, t.tokens.c.revoked.is_(None))
+    .values(revoked=_p("revoked"))
+)
+# Why a token is not good any more is told to who holds it for some time; then its row goes.
+FORGET_TOKENS = sa.delete(t.tokens).where(
+    t.tokens.c.user_id == _p("guard_user_id"),
+    sa.or_(t.tokens.c.revoked < _p("before"), t.tokens.c.expires < _p("before")),
+)
 TOKEN = (
     sa.select(
         t.users.c.id.label("user_id"),
         t.users.c.name.label("user"),
         t.users.c.role,
+        t.users.c.disabled,
+        t.tokens.c.id.label("token_id"),
         t.tokens.c.scope,
         t.tokens.c.digest,
         t.tokens.c.expires,
@@ -134,6 +167,21 @@ ADD_IDEMPOTENT = sa.insert(t.idempotency)
 
 _d = t.deployments
 DEPLOYMENT = sa.select(_d).where(_d.c.id == _p("id"))
+UNFINISHED_OF_OWNER = (
+    sa.select(_e.c.name)
+    .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
+    .where(_e.c.owner_id == _p("owner_id"), sa.or_(_d.c.state.not_in(_DEPLOYMENT_ENDS), _d.c.look_at < _p("never")))
+    .distinct()
+    .order_by(_e.c.name)
+)
+GUESTS_OF_OWNER = (  # of whose infrastructures others have deployments
+    sa.select(t.infrastructures.c.name)
+    .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
+    .join(t.infrastructures, _d.c.infrastructure_id == t.infrastructures.c.id)
+    .where(t.infrastructures.c.owner_id == _p("owner_id"), _e.c.owner_id != _p("owner_id"))
+    .distinct()
+    .order_by(t.infrastructures.c.name)
+)
 STANDING = sa.select(_d.c.epoch, _d.c.ended, _d.c.drained).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
 DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id"))

@@ -14,13 +14,14 @@ __all__ = ["DeploymentRow", "ExperimentRow", "InfrastructureRow", "SecretRow", "
 
 @dataclass(frozen=True, kw_only=True)
 class UserRow:
-    """A user; ``password`` is the argon2id hash, or None."""
+    """A user; ``password`` is the argon2id hash, or None; ``disabled``: since when, or None."""
 
     id: str
     name: str
     password: str | None
     role: str
     created: float
+    disabled: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

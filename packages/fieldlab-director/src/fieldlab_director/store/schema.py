@@ -115,6 +115,7 @@ users = sa.Table(
     sa.Column("name", _NAME, nullable=False, unique=True),
     sa.Column("password", sa.Text),  # argon2id; none: the user can only use tokens
     sa.Column("role", sa.String(16), nullable=False),  # a ``Role``
+    sa.Column("disabled", _TIME),  # since when neither password nor tokens are good
     sa.Column("created", _TIME, nullable=False),
 )
 
@@ -126,6 +127,7 @@ tokens = sa.Table(
     sa.Column("digest", _DIGEST, nullable=False),  # SHA-256 of the whole token
     sa.Column("label", _NAME, nullable=False),
     sa.Column("scope", sa.String(16), nullable=False, server_default="admin"),  # a ``Scope``
+    sa.Column("login", sa.Boolean, nullable=False, server_default=sa.false()),  # by a password, with which it ends
     sa.Column("created", _TIME, nullable=False),
     sa.Column("expires", _TIME),
     sa.Column("revoked", _TIME),
