@@ -29,8 +29,8 @@ def experiment(state: E = E.PREPARING, **changes: Any) -> c.ExperimentStanding:
         (experiment(failed=2), c.Look(at=c.NEVER)),
         (experiment(E.READY, ready=1), c.Look(at=c.NEVER)),
         (experiment(E.READY, ready=1, start_requested=True), c.MoveExperiment(state=E.RUNNING)),
-        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW + 5), c.Look(at=NOW + 5)),
-        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW), c.MoveExperiment(state=E.RUNNING)),
+        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW + 99), c.Look(at=NOW + 69)),
+        (experiment(E.READY, ready=1, start_requested=True, start_at=NOW + 30), c.MoveExperiment(state=E.RUNNING)),
         (experiment(E.RUNNING, running=1), c.Look(at=c.NEVER)),
     ],
 )
@@ -96,3 +96,42 @@ def test_a_deployment_may_be_lost_before_it_would_be_unreachable() -> None:
 )
 def test_the_way_to_an_end(begin: E, end: E, way: list[E]) -> None:
     assert c.way_to(begin, end) == way
+
+
+R, L, U, X, F = D.RUNNING, D.LAUNCHING, D.UNREACHABLE, D.CANCELLED, D.FAILED
+
+
+@pytest.mark.parametrize(
+    ("deployments", "min_nodes", "expected"),
+    [
+        ({(R, True): 3}, None, c.Begin()),
+        ({(R, True): 2, (R, False): 1}, None, None),  # one fetches its blobs still
+        ({(R, True): 2, (L, False): 1}, None, None),
+        ({(R, True): 2, (L, False): 1}, 2, None),  # who may still come is waited for, though they are enough
+        ({(R, True): 2, (U, False): 1}, None, None),
+        ({(R, True): 2, (U, False): 1}, 2, c.Begin()),  # who cannot be reached is not, if they are
+        ({(R, True): 2, (U, True): 1}, None, c.Begin()),
+        ({(R, True): 2, (F, False): 1}, 2, c.Begin()),
+        ({(R, True): 2, (X, True): 1}, None, c.Begin()),  # nobody wants the cancelled one any more
+        ({(R, True): 1, (D.SUCCEEDED, True): 1}, None, c.Begin()),  # one that knows of no order began by itself
+        ({(U, False): 2, (F, False): 1}, 1, None),
+        ({(X, False): 2}, None, None),
+    ],
+)
+def test_all_begin_when_none_is_waited_for(
+    deployments: dict[tuple[D, bool], int], min_nodes: int | None, expected: c.Begin | None
+) -> None:
+    assert c.decide_beginning(deployments, min_nodes) == expected
+
+
+@pytest.mark.parametrize("min_nodes", [None, 3])
+def test_a_launch_that_failed_before_all_began_ends_those_that_need_it(min_nodes: int | None) -> None:
+    action = c.decide_beginning({(R, True): 2, (F, False): 1}, min_nodes)
+    assert isinstance(action, c.Abandon)
+    assert "1 of 3 deployments could not be launched" in action.message
+
+
+def test_all_begin_at_the_time_that_was_asked_for_or_when_the_slowest_can_know() -> None:
+    assert c.begins_at(NOW, NOW + 20, 0.01) == NOW + 20
+    assert c.begins_at(NOW, NOW - 20, 0.01) == NOW + 0.09
+    assert c.begins_at(NOW, None, 1e9) == NOW + c.MOST_MARGIN

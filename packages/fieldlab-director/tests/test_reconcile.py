@@ -77,7 +77,7 @@ def test_a_run_waits_for_its_start_and_for_its_time(run: Run) -> None:
         experiment = await world.submit(start=False, start_at=world.clock.now + 600)
         await world.reached(experiment, D.READY)
         await world.store.write(lambda tx: experiments.start(tx, world.user, experiment.id))
-        world.pass_time(599)
+        world.pass_time(569)
         await world.until(lambda: world.store.read(lambda tx: True))
         assert (await world.experiment(experiment.id)).state is E.READY
         world.pass_time(1)

@@ -249,11 +249,15 @@ class World:
         caller = ExecutorCaller(deployment_id=row.id, epoch=epoch or row.epoch)
         request = ClaimRequest(journal_id=f"j{caller.epoch}", epoch=caller.epoch)
         await self.store.write(lambda tx: journals.claim(tx, caller, self.vault, journals.Members(), request))
+        if caller.epoch == row.epoch:
+            await self.report(row, 1, "ready", {"bound": 0.01})
 
     async def end(self, row: DeploymentRow, state: D = D.SUCCEEDED) -> None:
+        await self.report(row, 2, "ended", encode(Ended(state=state, reason=Reason.COMPLETED)))
+
+    async def report(self, row: DeploymentRow, number: int, kind: str, body: Any) -> None:
         caller = ExecutorCaller(deployment_id=row.id, epoch=row.epoch)
-        body = encode(Ended(state=state, reason=Reason.COMPLETED))
-        upload = read_upload(Lane.CONTROL, frame(1, dumps(Record(kind="ended", at=0, body=body))))
+        upload = read_upload(Lane.CONTROL, frame(number, dumps(Record(kind=kind, at=0, body=body))))
         await self.store.write(lambda tx: journals.report(tx, caller, f"j{row.epoch}", upload))
 
     async def heard(self, row: DeploymentRow) -> None:

@@ -89,8 +89,11 @@ class Hub:
         environment: Environment | None = None,
         python: str = "",
         resources: Resources | None = None,
+        start_at: float | None = 0.0,
+        ahead: float = 0.0,  # seconds by which the director's clock is ahead of this one
         **settings: Any,
     ) -> None:
+        self.ahead = ahead
         self.blobs = bench.blobs
         graph = self.blobs.put(wire.dumps(bench.graph()))
         environment = environment or Host()
@@ -110,7 +113,8 @@ class Hub:
             node=Node.dummy("here", site="lab"),
             members=members or (Member(deployment=DEPLOYMENT, node="here"),),
             settings=p.ExperimentSettings(**settings),
-            server_time=time.time(),
+            server_time=time.time() + self.ahead,
+            start_at=start_at,
         )
         self.records: dict[Lane, list[p.Record]] = {lane: [] for lane in Lane}
         self.events: list[Event] = []
@@ -262,7 +266,7 @@ class Hub:
         events = tuple(self.events[after:])
         if not events and self._cancel is None:
             return None
-        return p.Poll(events=events, cursor=len(self.events), cancel=self._cancel, server_time=time.time())
+        return p.Poll(events=events, cursor=len(self.events), cancel=self._cancel, server_time=time.time() + self.ahead)
 
     def _answer_polls(self) -> None:
         held, self._held = self._held, []

@@ -15,6 +15,7 @@ from typing import Any
 
 import fieldlab as fl
 import pytest
+from fieldlab_common.events import DEPLOYMENT, START
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="executors do not run on Windows")
 
@@ -330,6 +331,22 @@ def two(dag: fl.DAG, **settings: Any) -> fl.Experiment:
     return made.map(dag, fl.Node.dummy("b", environments=kinds), env=fl.Container(image="none"))
 
 
+CLOCKS = 0.1  # seconds by which clocks that are compared over a socket may seem to differ
+
+
+def test_all_nodes_begin_together_when_the_last_of_them_could() -> None:
+    with fl.DAG("d") as dag:
+        add(1, 2)
+    nodes = [fl.Node.dummy(name) for name in "abc"]
+    run = fl.run(fl.Experiment("e").map(dag, nodes))
+    began = [run.results[name]["add"].started or 0.0 for name in "abc"]
+    states = [event.data for event in run.events.stream(timeout=30) if event.name in (START, DEPLOYMENT)]
+    (order,) = [at for at, data in enumerate(states) if "at" in data]
+    assert sum(data.get("state") == "running" for data in states[:order]) == 3
+    assert min(began) >= states[order]["at"] - CLOCKS
+    assert run.info.started == states[order]["at"]
+
+
 def test_an_experiment_starts_at_its_time() -> None:
     with fl.DAG("d") as dag:
         add(1, 2)
@@ -337,7 +354,7 @@ def test_an_experiment_starts_at_its_time() -> None:
     run = fl.run(fl.Experiment("e", start_at=at).map(dag, fl.Node.dummy("a")))
     started = run.results["a"]["add"].started
     assert started is not None
-    assert started >= at.timestamp()
+    assert started >= at.timestamp() - CLOCKS
     assert run.state is fl.ExperimentState.SUCCEEDED
 
 
@@ -353,14 +370,17 @@ def test_one_that_waits_for_its_time_can_be_cancelled_and_has_launched_nothing(t
     assert not (tmp_path / "deployments").exists()
 
 
-@pytest.mark.parametrize("min_nodes", [None, 1, 2])
-def test_an_experiment_starts_when_enough_could_be_prepared(min_nodes: int | None) -> None:
+@pytest.mark.parametrize(
+    ("settings", "goes_on"),
+    [({}, False), ({"min_nodes": 1}, True), ({"min_nodes": 2}, False), ({"on_prepare_failure": "continue"}, True)],
+)
+def test_an_experiment_starts_when_enough_could_be_prepared(settings: dict[str, Any], goes_on: bool) -> None:
     with fl.DAG("d") as dag:
         add(1, 2)
-    run = fl.run(two(dag, min_nodes=min_nodes))
+    run = fl.run(two(dag, **settings))
     assert run.results["b"].reason is fl.Reason.PREPARE_FAILED
     assert run.state is fl.ExperimentState.FAILED
-    if min_nodes == 1:
+    if goes_on:
         assert run.results["a"]["add"].value == 3
     else:
         assert run.results["a"].state is fl.DeploymentState.CANCELLED

@@ -106,8 +106,8 @@ def test_a_node_that_cannot_be_reached_goes_on_and_is_heard_of_again():
     assert told(result, "n-0") == [D.PREPARING, D.READY, D.LAUNCHING, D.RUNNING, D.SUCCEEDED]
     alone = fl.simulate(on(dag, 2), **play)
     assert states(alone) == states(result)
-    assert [alone.results[n]["second"].ended for n in ("n-0", "n-1")] == [1201, 1201]
-    assert result.results["n-1"]["second"].ended == 1201  # its steps never stopped
+    assert [alone.results[n]["second"].ended for n in ("n-0", "n-1")] == [1202, 1202]
+    assert result.results["n-1"]["second"].ended == 1202  # its steps never stopped
 
 
 def test_what_it_says_meanwhile_comes_when_it_can_be_reached_again():
@@ -133,8 +133,24 @@ def test_how_many_cannot_be_reached_can_be_drawn():
     assert result.state is E.SUCCEEDED
 
 
-def test_a_launch_that_never_arrives_has_failed():
+def test_nobody_begins_where_one_that_is_needed_was_never_launched():
     result = fl.simulate(on(together(), 2), lost={"n-1": 0}, durations={"*": 1})
+    assert result.state is E.FAILED
+    assert result.deployments["n-0"].state is D.CANCELLED
+    assert result.results["n-0"]["barrier"].status is StepState.WAITING
+
+
+def test_all_begin_at_one_time_however_long_each_launch_took():
+    with fl.DAG("d") as dag:
+        probe()
+    result = fl.simulate(on(dag, 5), network={"delay": (0, 20)}, seed=3)
+    claimed = {row.at for row in result.timeline if row.state is D.RUNNING and row.step is None}
+    first = [result.results[name]["probe"].started for name in result.results]
+    assert min(first) >= max(claimed)
+
+
+def test_a_launch_that_never_arrives_has_failed():
+    result = fl.simulate(on(together(), 2, min_nodes=1), lost={"n-1": 0}, durations={"*": 1})
     assert (result.deployments["n-1"].reason, result.deployments["n-1"].ended) == (Reason.LAUNCH_FAILED, 180)
     assert result.results["n-0"]["barrier"].reason is Reason.BARRIER_BROKEN
 
@@ -163,7 +179,7 @@ def test_all_wait_for_the_slowest_preparation_and_for_start_at():
     at = dt.datetime(2026, 12, 1, 8, tzinfo=dt.UTC)
     late = dt.timedelta(hours=1)
     play = {"preparing": {"n-0": (1, 2), "n-1": "10m"}, "network": {"delay": 1}}
-    for start_at, begins in ((None, 601), (at + late, 3601), (at - late, 601)):
+    for start_at, begins in ((None, 602), (at + late, 3600), (at - late, 602)):
         result = fl.simulate(on(dag, 2, start_at=start_at), submitted=at, **play)
         assert {one["probe"].started for one in result.results.values()} == {begins}
         assert [row.state for row in result.timeline if row.deployment is None] == [
@@ -172,7 +188,7 @@ def test_all_wait_for_the_slowest_preparation_and_for_start_at():
             E.RUNNING,
             E.SUCCEEDED,
         ]
-    assert fl.simulate(on(dag, 2, start_at=at), **play).results["n-0"]["probe"].started == 601
+    assert fl.simulate(on(dag, 2, start_at=at), **play).results["n-0"]["probe"].started == 602
 
 
 def test_a_timeline_shows_its_first_and_last_changes():

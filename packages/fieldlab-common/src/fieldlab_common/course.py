@@ -14,20 +14,27 @@ from fieldlab_common.lifecycle import TRANSITIONS, DeploymentState, ExperimentSt
 __all__ = [
     "CLAIM_SECONDS",
     "LAUNCHES",
+    "LAUNCH_AHEAD",
     "NEVER",
     "SILENCE_SECONDS",
     "Abandon",
+    "Begin",
     "ExperimentAction",
     "ExperimentStanding",
     "Look",
     "Move",
     "MoveExperiment",
     "after_silence",
+    "begins_at",
+    "decide_beginning",
     "decide_experiment",
     "experiment_outcome",
     "way_to",
 ]
 
+LAUNCH_AHEAD = 30.0  # seconds before start_at at which executors are launched, so that they are there by then
+START_MARGIN = 0.05  # seconds from the order to begin until the time that it names, beside two ways there and back
+MOST_MARGIN = 5.0
 NEVER = 1e11  # a time to look again that does not come (the year 5138): only a change brings it back
 SILENCE_SECONDS = 45.0  # an executor that was not heard of for so long is unreachable
 CLAIM_SECONDS = 60.0  # a launched executor claims its deployment within
@@ -105,26 +112,70 @@ def decide_experiment(experiment: ExperimentStanding, now: float) -> ExperimentA
     if experiment.state is ExperimentState.PREPARING:
         return _prepared(experiment)
     if experiment.state is ExperimentState.READY and experiment.start_requested:
-        if experiment.start_at is not None and now < experiment.start_at:
-            return Look(at=experiment.start_at)
+        if experiment.start_at is not None and now < experiment.start_at - LAUNCH_AHEAD:
+            return Look(at=experiment.start_at - LAUNCH_AHEAD)
         return MoveExperiment(state=ExperimentState.RUNNING)
     return Look(at=NEVER)
 
 
 def _prepared(experiment: ExperimentStanding) -> ExperimentAction:
     counts = experiment.deployments
-    total = sum(counts.values())
     possible = sum(count for state, count in counts.items() if not state.terminal)
-    wanted = total - counts.get(DeploymentState.CANCELLED, 0)
-    needed = wanted if experiment.min_nodes is None else min(experiment.min_nodes, total)
-    if 0 < possible < needed:
-        wish = "all are" if experiment.min_nodes is None else f"at least {experiment.min_nodes} are"
-        return Abandon(
-            message=f"Not started: {counts.get(DeploymentState.FAILED, 0)} of {total} deployments could not be "
-            f"prepared, and {wish} needed (min_nodes says how many)."
-        )
+    if 0 < possible < _needed(counts, experiment.min_nodes):
+        return _too_few(counts, experiment.min_nodes, "prepared")
     waiting = counts.get(DeploymentState.PENDING, 0) + counts.get(DeploymentState.PREPARING, 0)
     return Look(at=NEVER) if waiting or not possible else MoveExperiment(state=ExperimentState.READY)
+
+
+def _needed(counts: Mapping[DeploymentState, int], min_nodes: int | None) -> int:
+    total = sum(counts.values())
+    return total - counts.get(DeploymentState.CANCELLED, 0) if min_nodes is None else min(min_nodes, total)
+
+
+def _too_few(counts: Mapping[DeploymentState, int], min_nodes: int | None, what: str) -> Abandon:
+    failed = counts.get(DeploymentState.FAILED, 0) + counts.get(DeploymentState.LOST, 0)
+    wish = "all are" if min_nodes is None else f"at least {min_nodes} are"
+    return Abandon(
+        message=f"Not started: {failed} of {sum(counts.values())} deployments could not be {what}, and {wish} needed "
+        "(min_nodes says how many)."
+    )
+
+
+# --- the beginning ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """Order all executors to begin, at the time that ``begins_at`` gives."""
+
+
+def decide_beginning(
+    deployments: Mapping[tuple[DeploymentState, bool], int], min_nodes: int | None
+) -> Begin | Abandon | None:
+    """What follows for an experiment that was launched, and whose executors wait to begin together; None: they wait on.
+
+    ``deployments`` counts them by state, and by whether their executor said that it could begin. Those that may still
+    come are waited for; not those that are unreachable, if there are enough without them.
+    """
+    counts: dict[DeploymentState, int] = {}
+    for (state, _), count in deployments.items():
+        counts[state] = counts.get(state, 0) + count
+    alive = sum(count for state, count in counts.items() if not state.terminal)
+    well = counts.get(DeploymentState.SUCCEEDED, 0)  # an executor of an earlier release does not wait
+    needed = _needed(counts, min_nodes)
+    if alive and alive + well < needed:
+        return _too_few(counts, min_nodes, "launched")
+    coming = {state for (state, ready), count in deployments.items() if count and not ready and not state.terminal}
+    ready = sum(count for (state, said), count in deployments.items() if said and not state.terminal)
+    return Begin() if ready and ready + well >= needed and coming <= {DeploymentState.UNREACHABLE} else None
+
+
+def begins_at(now: float, start_at: float | None, bound: float) -> float:
+    """When all begin, by the director's clock: at the time that was asked for, or as soon as all can know of it.
+
+    ``bound``: the largest uncertainty of an executor's clock, which is half of its shortest way there and back.
+    """
+    return max(start_at or 0.0, now + min(MOST_MARGIN, START_MARGIN + 4.0 * bound))
 
 
 def experiment_outcome(states: Iterable[DeploymentState], cancelling: bool) -> ExperimentState | None:

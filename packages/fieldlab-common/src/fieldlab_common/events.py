@@ -24,6 +24,7 @@ __all__ = [
     "DEPLOYMENT",
     "MAX_EVENT_BYTES",
     "RESERVED_PREFIX",
+    "START",
     "Arrivals",
     "BarrierView",
     "Event",
@@ -36,6 +37,7 @@ __all__ = [
 RESERVED_PREFIX = "fieldlab."
 BARRIER = "fieldlab.barrier"  # data: {"barrier": name}, and "round" from the second on; its sender has arrived
 DEPLOYMENT = "fieldlab.deployment"  # data: {"deployment": name, "state": ..., "reason": ...}
+START = "fieldlab.start"  # data: {"at": seconds since the epoch, by the director's clock}: all executors begin then
 MAX_EVENT_BYTES = 64 * 1024
 MAX_ARRIVALS = 100_000  # that are remembered: of the oldest rounds nobody asks any more
 MAX_ROUNDS = 10_000  # of one gate, likewise

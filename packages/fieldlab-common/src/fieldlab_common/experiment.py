@@ -17,6 +17,8 @@ __all__ = ["REPORTING", "Assignment", "Experiment"]
 
 Reporting = Literal["live", "quiet", "silent"]
 REPORTING = ("live", "quiet", "silent")
+OnPrepareFailure = Literal["stop", "continue"]
+ON_PREPARE_FAILURE = ("stop", "continue")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class Experiment:
     """A named list of deployments and its settings.
 
     ``reporting``: ``"live"``, ``"quiet"`` (nothing but a sign of life while a measured step runs) or ``"silent"``
-    (nothing until the end). A node that is silent for longer than ``lost_after`` is lost. With ``min_nodes`` the run
-    starts when at least so many deployments could be prepared. ``start_at`` is a time with a time zone.
+    (nothing until the end). A node that is silent for longer than ``lost_after`` is lost. All nodes begin together, at
+    ``start_at`` (a time with a time zone) if they can. If one cannot be prepared or launched, nothing is started
+    (``on_prepare_failure="stop"``) or the others go on (``"continue"``); ``min_nodes``: they go on if they are so many.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Experiment:
         lost_after: float | str = "6h",
         min_nodes: int | None = None,
         start_at: dt.datetime | None = None,
+        on_prepare_failure: OnPrepareFailure = "stop",
     ) -> None:
         if reporting not in REPORTING:
             raise DefinitionError(f"reporting={reporting!r}: it is one of {', '.join(REPORTING)}.")
@@ -54,12 +58,22 @@ class Experiment:
             raise DefinitionError("start_at has no time zone.", advice="Use datetime(..., tzinfo=...).")
         if min_nodes is not None and min_nodes < 1:
             raise DefinitionError(f"min_nodes={min_nodes}: it is at least 1.")
+        if on_prepare_failure not in ON_PREPARE_FAILURE:
+            raise DefinitionError(
+                f"on_prepare_failure={on_prepare_failure!r}: it is one of {', '.join(ON_PREPARE_FAILURE)}."
+            )
         self.name = check_name(name, "an experiment")
         self.reporting: Reporting = reporting
         self.lost_after = parse_duration(lost_after)
         self.min_nodes = min_nodes
         self.start_at = start_at
+        self.on_prepare_failure: OnPrepareFailure = on_prepare_failure
         self._assignments: dict[str, Assignment] = {}
+
+    @property
+    def needed(self) -> int | None:
+        """How many deployments must be prepared and launched for the others to go on; None: all."""
+        return 1 if self.min_nodes is None and self.on_prepare_failure == "continue" else self.min_nodes
 
     @property
     def assignments(self) -> tuple[Assignment, ...]:

@@ -20,7 +20,7 @@ class ExperimentState(StrEnum):
 
     PREPARING = "preparing"  # accepted; it waits for its nodes, or they are being made ready
     READY = "ready"  # every deployment that will run is ready; it waits for its start
-    RUNNING = "running"  # started; at least one deployment has not ended
+    RUNNING = "running"  # its executors were launched and begin together; at least one deployment has not ended
     CANCELLING = "cancelling"  # a cancel was accepted; deployments are being stopped
     SUCCEEDED = "succeeded"  # every deployment succeeded
     FAILED = "failed"  # at least one did not; every result that arrived is kept

@@ -143,7 +143,7 @@ class ExperimentSettings:
     """How a run treats its nodes. Times are in seconds; ``start_at`` in seconds since the epoch.
 
     ``reporting`` is ``live``, ``quiet`` or ``silent``; a node that was silent for ``lost_after`` is lost; with
-    ``min_nodes`` the run goes on when at least so many deployments could be prepared.
+    ``min_nodes`` the run goes on when at least so many deployments could be prepared and launched.
     """
 
     reporting: str = "live"
@@ -297,7 +297,8 @@ class Claim:
 
     ``server_time`` is the director's clock in seconds since the epoch. ``control`` and ``bulk`` are the numbers up to
     which this journal was acknowledged (0 at first). ``secrets`` are those that the deployment names, as far as they
-    are stored; the executor keeps them in memory alone.
+    are stored; the executor keeps them in memory alone. ``start_at``: when it begins, by the director's clock; if that
+    is past, at once. None: it says when it is ``ready``, and the event ``fieldlab.start`` says when all begin.
     """
 
     experiment_id: str
@@ -311,6 +312,7 @@ class Claim:
     control: int = 0
     bulk: int = 0
     secrets: Mapping[str, str] = field(default_factory=dict)
+    start_at: float | None = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

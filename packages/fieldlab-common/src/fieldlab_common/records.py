@@ -26,6 +26,7 @@ __all__ = [
     "GapRecord",
     "Lane",
     "LogRecord",
+    "Ready",
     "Record",
     "Started",
     "StepRecord",
@@ -50,6 +51,16 @@ class Record:
     kind: str
     at: float
     body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The executor has its deployment and everything it takes, and waits for the order to begin.
+
+    ``bound``: how far, in seconds, its estimate of the director's clock may be wrong.
+    """
+
+    bound: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +206,7 @@ class GapRecord:
 
 
 RECORDS: Mapping[str, type] = {
+    "ready": Ready,
     "started": Started,
     "step": StepRecord,
     "event": EventRecord,

@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,19 @@ from typing import TYPE_CHECKING, Any
 from fieldlab_common.deployment import Graph
 from fieldlab_common.environment import Host
 from fieldlab_common.errors import AuthenticationError, ClaimRefused, FieldlabError
+from fieldlab_common.events import START, Event
 from fieldlab_common.lifecycle import DeploymentState, Reason
-from fieldlab_common.protocol import PROTOCOLS, ArtifactLost, Claim, ClaimRequest, Ended, Lane, Launch, environment_of
+from fieldlab_common.protocol import (
+    PROTOCOLS,
+    ArtifactLost,
+    Claim,
+    ClaimRequest,
+    Ended,
+    Lane,
+    Launch,
+    Ready,
+    environment_of,
+)
 from fieldlab_common.wire import loads
 
 from fieldlab_executor import boot, processes
@@ -52,6 +64,7 @@ CLAIM_SECONDS = 600.0
 FETCH_SECONDS = 3600.0
 PREPARE_GRACE = 60.0  # for what makes an environment to end by itself, when its time is over
 DRAIN_SECONDS = 6 * 3600.0
+MOST_BOUND = 3600.0  # seconds: a clock that was never compared
 HURRY_SECONDS = 10.0  # to ship what is left, once the executor was told to stop
 
 
@@ -95,6 +108,8 @@ class Session:
         self._told_to_stop = False
         self._claimed = False
         self._ended = False
+        self._waits = False  # for the order to begin
+        self._order: float | None = None  # when to begin, by the director's clock
         self._made: Made | None = None
         self._builders_cpu = 0.0
         self._steps: dict[int, str] = {}  # control records that were not acknowledged: of which step
@@ -204,7 +219,35 @@ class Session:
         self._supervisor.warm_up(made.python if made else sys.executable, self._site, made.variables if made else None)
         offset = self._link.clock_offset
         clock = (offset.offset, offset.bound) if offset is not None else (0.0, float("inf"))
-        self._supervisor.begin(ready.claim, ready.graph, clock)
+        self._supervisor.load(ready.claim, ready.graph, clock)
+        if ready.claim.start_at is not None:
+            self._begin_at(ready.claim.start_at)
+        elif self._order is not None:  # it came before everything was here
+            self._begin_at(self._order)
+        else:
+            self._waits = True
+            self._supervisor.record("ready", Ready(bound=min(clock[1], MOST_BOUND)))
+
+    def _ordered(self, event: Event) -> None:
+        """All of the run begin together, at the time that the event says."""
+        at = event.data.get("at") if isinstance(event.data, dict) else None
+        self._order = float(at) if isinstance(at, int | float) else 0.0
+        if self._waits:
+            self._waits = False
+            self._begin_at(self._order)
+
+    def _begin_at(self, at: float) -> None:
+        """Begin when the director's clock, as far as it is known here, shows ``at``; at once if that is past."""
+        offset = self._link.clock_offset
+        seconds = at - (time.time() + (offset.offset if offset is not None else 0.0))
+        if seconds > 0:
+            self._loop.after(seconds, self._begin_now)
+        else:
+            self._begin_now()
+
+    def _begin_now(self) -> None:
+        if not self._ended:
+            self._supervisor.begin()
 
     # --- what the link says
 
@@ -212,6 +255,9 @@ class Session:
         match item:
             case EventsArrived(events=events):
                 self._supervisor.events(events)
+                for event in events:
+                    if event.name == START:
+                        self._ordered(event)
             case CancelArrived(reason=reason):
                 self._cancelled(reason)
             case Acked(lane=Lane.CONTROL, number=number, refusals=refusals):

@@ -152,8 +152,9 @@ class Supervisor:
         self._env = {**self._env, **(variables or {})}
         self._pool.start([python], site, self._env)
 
-    def begin(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
-        """Run the deployment; the spawner is warm, and every blob is in its folder."""
+    def load(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
+        """Have everything there that the deployment takes; the spawner is warm, and every blob is in its folder."""
+        self._claim = claim
         self.name = claim.deployment.name
         self.secrets = Secrets(claim.secrets)
         self._known = Known(graph)
@@ -165,6 +166,11 @@ class Supervisor:
         self._limits = Limits(claim.deployment.resources, (self._pool.pid,))
         self._watch = self._watching()
         self._configure()
+        self._graph = graph
+
+    def begin(self) -> None:
+        """Run the deployment that was loaded."""
+        claim, graph = self._claim, self._graph
         started = Started(python=claim.deployment.python, pid=os.getpid(), hostname=os.uname().nodename)
         self.record("started", started)
         if held := self._limits.told():

@@ -29,12 +29,14 @@ from fieldlab_common.course import (
     Abandon,
     ExperimentStanding,
     MoveExperiment,
+    begins_at,
+    decide_beginning,
     decide_experiment,
     experiment_outcome,
     way_to,
 )
 from fieldlab_common.deployment import Deployment
-from fieldlab_common.events import DEPLOYMENT, Event, Member
+from fieldlab_common.events import DEPLOYMENT, START, Event, Member
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
 from fieldlab_common.protocol import Lane
 
@@ -69,6 +71,7 @@ class _Here:
     journal: str = ""
     acked: dict[str, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
     announced: dict[str, int] = field(default_factory=dict)  # digest -> size of what has not come yet
+    ready: float | None = None  # its executor could begin; how far its clock may be off
     ended_as: p.Ended | None = None
     cancel: p.CancelDeployment | None = None
     gone: bool = False  # its executor has ended: nothing more will come
@@ -334,6 +337,7 @@ class Hub:
             control=here.acked["control"],
             bulk=here.acked["bulk"],
             secrets={name: self._secrets[name] for name in here.spec.secrets if name in self._secrets},
+            start_at=self._started,
         )
 
     def _on_report(self, here: _Here, path: Mapping[str, str], query: Mapping[str, Any], body: bytes) -> p.Ack:
@@ -444,6 +448,9 @@ class Hub:
             lost = wire.decode(p.ArtifactLost, dict(record.body))
             self._lose(here, lost.sha256 or "", lost.reason)
             here.announced.pop(lost.sha256 or "", None)
+        elif record.kind == "ready" and here.ready is None:
+            here.ready = wire.decode(p.Ready, dict(record.body)).bound
+            self._settle()
         elif record.kind == "ended" and here.ended_as is None:
             here.ended_as = wire.decode(p.Ended, dict(record.body))
 
@@ -509,6 +516,7 @@ class Hub:
             states = self._abandon(action.message)
         else:
             self._look_at = action.at
+            self._begin_together()
         outcome = experiment_outcome(states, self._state is _E.CANCELLING)
         for state in way_to(self._state, outcome) if outcome and not self._state.terminal else ():
             self._move_run(state)
@@ -526,10 +534,26 @@ class Hub:
 
     def _move_run(self, state: ExperimentState) -> None:
         self._state = advance(self._state, state)
-        if state is _E.RUNNING:
-            self._started = self._clock()
+        if state is _E.RUNNING and len(self.unfinished()) == 1:  # it has nobody to wait for
+            self._started = max(self._clock(), self._shipment.settings.start_at or 0.0)
         if state.terminal:
             self._ended = self._clock()
+
+    def _begin_together(self) -> None:
+        """Order the executors to begin, all at one time, if none is to be waited for any more."""
+        if self._state is not _E.RUNNING or self._started is not None:
+            return
+        counts = Counter((here.state, here.ready is not None) for here in self._here.values())
+        action = decide_beginning(counts, self._shipment.settings.min_nodes)
+        if isinstance(action, Abandon):
+            for here in self._here.values():
+                if not here.state.terminal and here.cancel is None:
+                    here.cancel = p.CancelDeployment(reason=action.message)
+            self._woken()
+        elif action is not None:
+            bound = max(here.ready for here in self._here.values() if here.ready is not None)
+            self._started = begins_at(self._clock(), self._shipment.settings.start_at, bound)
+            self._add_event(Event(name=START, data={"at": self._started}, sent_at=self._clock()))
 
     def _abandon(self, message: str) -> list[DeploymentState]:
         """Too few can be prepared: none is launched."""

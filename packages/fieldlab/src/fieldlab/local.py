@@ -148,6 +148,7 @@ def _played_here(experiment: Experiment) -> Experiment:
         lost_after=experiment.lost_after,
         min_nodes=experiment.min_nodes,
         start_at=experiment.start_at,
+        on_prepare_failure=experiment.on_prepare_failure,
     )
     for one in experiment.assignments:
         asks = isinstance(one.environment, Venv) and one.environment.python

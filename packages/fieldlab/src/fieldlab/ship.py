@@ -171,7 +171,7 @@ def settings_of(experiment: Experiment) -> p.ExperimentSettings:
     return p.ExperimentSettings(
         reporting=experiment.reporting,
         lost_after=experiment.lost_after,
-        min_nodes=experiment.min_nodes,
+        min_nodes=experiment.needed,
         start_at=experiment.start_at.timestamp() if experiment.start_at is not None else None,
     )
 

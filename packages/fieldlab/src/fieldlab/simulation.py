@@ -122,7 +122,7 @@ def _settings(experiment: Experiment, submitted: dt.datetime | None) -> Settings
         raise DefinitionError("submitted has no time zone.", advice="Use datetime(..., tzinfo=...).")
     if experiment.start_at is not None and submitted is not None:
         start_at = (experiment.start_at - submitted).total_seconds()
-    return Settings(lost_after=experiment.lost_after, min_nodes=experiment.min_nodes, start_at=start_at)
+    return Settings(lost_after=experiment.lost_after, min_nodes=experiment.needed, start_at=start_at)
 
 
 @contextlib.contextmanager
@@ -224,6 +224,7 @@ class _Executor:
         self._stage, self._time, self._rng = stage, stage.time, rng
         self._objects, self._stand_ins = objects, stand_ins
         self._machine: m.Machine | None = None
+        self._claimed = False
         self._parts = {path: self._part(path, spec) for path, spec in deployment.graph.walk()}
         self._attempts: dict[m.Key, _Attempt] = {}
         self._timers: dict[str, m.SetTimer] = {}
@@ -257,7 +258,12 @@ class _Executor:
 
     def begin(self) -> None:
         """The launch came; it may come twice."""
-        if self._machine is not None or not self.lives or not self._stage.claim(self.deployment.name):
+        if not self._claimed and self.lives:
+            self._claimed = self._stage.claim(self.deployment.name)
+
+    def start(self) -> None:
+        """The order came to begin now; it may come twice."""
+        if self._machine is not None or not self.lives:
             return
         cpus = self.deployment.node.get("cpus")
         workers = places(self.deployment.resources.cpus, cpus if isinstance(cpus, int | float) else None)

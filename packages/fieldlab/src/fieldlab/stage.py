@@ -24,6 +24,7 @@ from fieldlab_common.course import (
     ExperimentStanding,
     MoveExperiment,
     after_silence,
+    decide_beginning,
     decide_experiment,
     experiment_outcome,
     way_to,
@@ -49,7 +50,7 @@ FAILED = "failed"
 _MOST_VIEWS = 1000
 
 _D, _E = DeploymentState, ExperimentState
-_TO_LAUNCH = (_D.PENDING, _D.PREPARING, _D.READY)
+_CLAIMED = (_D.RUNNING, _D.UNREACHABLE)
 
 Span: TypeAlias = tuple[float | str, float | str]
 Away: TypeAlias = Span | list[Span]
@@ -69,6 +70,10 @@ class Player(Party, Protocol):
 
     def begin(self) -> None:
         """The launch came."""
+        ...
+
+    def start(self) -> None:
+        """The order came to begin now."""
         ...
 
     def vanish(self) -> None:
@@ -136,6 +141,7 @@ class Stage:
         self.state = _E.PREPARING
         self._seed, self._settings = seed, settings
         self._abandoned = ""
+        self._begins: float | None = None  # when the executors were told to begin
         self._rng = random.Random(f"{seed}/stage")
         self._views: dict[Any, BarrierView] = {}
         self._players = {one.name: players(self, one) for one in deployments}
@@ -229,6 +235,7 @@ class Stage:
                 if action.at < NEVER:
                     self.time.at(action.at, self._settle)
                 break
+        self._begin_together()
         found = [state for state, count in self._counts.items() if count]
         outcome = experiment_outcome(found, cancelling=False)
         for state in way_to(self.state, outcome) if outcome else ():
@@ -247,6 +254,8 @@ class Stage:
         self.state = advance(self.state, state)
         self._say(None, state)
         ready = [n for n, one in self._standing.items() if one.state is _D.READY] if state is _E.RUNNING else []
+        if len(ready) == 1:  # it has nobody to wait for
+            self._begins = max(self.time.now, self._settings.start_at or 0.0)
         for name in ready:
             self._set(name, _D.LAUNCHING)
             self.line.carry(self._players[name], self._players[name].begin)
@@ -255,15 +264,35 @@ class Stage:
     def _abandon(self, message: str) -> None:
         self._abandoned = message
         for name, standing in self._standing.items():
-            if standing.state in _TO_LAUNCH:
+            if not standing.state.terminal:
                 self._set(name, _D.CANCELLED, Reason.CANCELLED, message)
 
     def claim(self, name: str) -> bool:
         """An executor asks for its deployment: whether it has it."""
         if self._standing[name].state is not _D.LAUNCHING:
             return False
+        known = self._begins  # then the answer says when to begin
         self.move(name, _D.RUNNING)
+        if known is not None:
+            self.time.at(max(known, self.time.now), self._players[name].start)
         return True
+
+    def _begin_together(self) -> None:
+        """Order the executors to begin, all at one time, if none is to be waited for any more."""
+        if self.state is not _E.RUNNING or self._begins is not None:
+            return
+        counts = {(state, state in _CLAIMED): count for state, count in self._counts.items()}
+        action = decide_beginning(counts, self._settings.min_nodes)
+        if isinstance(action, Abandon):
+            self._abandon(action.message)
+        elif action is not None:
+            self._begins = max(self.time.now, self._settings.start_at or 0.0)
+            for name in [name for name, one in self._standing.items() if one.state in _CLAIMED]:
+                self.line.carry(self._players[name], self._told_to_begin, self._players[name], self._begins)
+
+    def _told_to_begin(self, player: Player, at: float) -> None:
+        """The order to begin came to an executor."""
+        self.time.at(max(at, self.time.now), player.start)
 
     def _unclaimed(self, name: str) -> None:
         if self._standing[name].state is _D.LAUNCHING:

@@ -14,10 +14,10 @@ from fieldlab_common.course import Abandon, ExperimentStanding, decide_experimen
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason
 
 from fieldlab_director import decide as d
-from fieldlab_director.services.outcome import append_log, move
+from fieldlab_director.services.outcome import abandon, append_log, move, order
 from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
-from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic
+from fieldlab_director.store.base import LINE, WORK, Tx
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
 
@@ -113,10 +113,12 @@ def step_experiment(tx: Tx, experiment_id: str) -> None:
         if isinstance(action, d.Look):
             return
         if isinstance(action, Abandon):
-            _abandon(tx, row, action.message)
+            abandon(tx, row, action.message)
             return
         set_experiment_state(tx, row, action.state)
         if action.state is ExperimentState.RUNNING:
+            if len(tx.all(rq.WAITING, _id, experiment_id=row.id)) == 1:  # it has nobody to wait for
+                order(tx, row, max(tx.now, row.settings.start_at or 0.0))
             tx.execute(queries.LOOK_AT_ALL, guard_experiment_id=row.id, look_at=tx.now)
             tx.notify(WORK)
 
@@ -202,14 +204,6 @@ def _experiment_standing(tx: Tx, row: ExperimentRow) -> ExperimentStanding:
 
 def _count(state: DeploymentState, count: int) -> tuple[DeploymentState, int]:
     return state, count
-
-
-def _abandon(tx: Tx, row: ExperimentRow, message: str) -> None:
-    tx.execute(rq.SET_MESSAGE, guard_id=row.id, message=message)
-    values: dict[str, Any] = {"cancel_requested": tx.now, "cancel_reason": message, "look_at": tx.now}
-    for deployment_id in tx.all(rq.WAITING, _id, experiment_id=row.id):
-        tx.execute(queries.CANCEL_DEPLOYMENT, guard_id=deployment_id, **values)
-        tx.notify(deployment_topic(deployment_id), WORK)
 
 
 def _id(id: str) -> str:

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any
 
 import structlog
+from fieldlab_common.course import LAUNCH_AHEAD
 from fieldlab_common.errors import ConnectorError, FieldlabError
 from fieldlab_common.protocol import Launch
 
@@ -159,11 +160,11 @@ class Reconciler:
             return 0.0
         now, until = agenda.now, min(agenda.following, agenda.now + HORIZON)
         for experiment in agenda.startable:
-            start_at = experiment.settings.start_at
-            if start_at is None or start_at <= now:
+            begins = experiment.settings.start_at
+            if begins is None or begins - LAUNCH_AHEAD <= now:
                 await self._store.write(lambda tx, id=experiment.id: step_experiment(tx, id))  # type: ignore[misc]
             else:
-                until = min(until, start_at)
+                until = min(until, begins - LAUNCH_AHEAD)
         begun = [self._work_on(row.id, cancelled=row.cancel_requested is not None) for row in agenda.due]
         if len(begun) == BATCH:  # there is more; where none of these could be begun, one must end first
             until = now if any(begun) else now + PAUSE

@@ -32,13 +32,15 @@ from fieldlab_common.protocol import (
     EventRecord,
     Lane,
     Poll,
+    Ready,
     Refusal,
+    Started,
 )
 
 from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
-from fieldlab_director.services.outcome import move
+from fieldlab_director.services.outcome import move, ready
 from fieldlab_director.services.streams import fitting
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
@@ -226,6 +228,7 @@ def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault
         control=acked[Lane.CONTROL],
         bulk=acked[Lane.BULK],
         secrets=secrets.values(tx, vault, experiment.owner_id, row.spec.secrets),
+        start_at=experiment.started,
     )
 
 
@@ -269,7 +272,9 @@ def _store(tx: Tx, row: DeploymentRow, journal: str, lane: Lane, entries: list[E
 
 def _apply(tx: Tx, row: DeploymentRow, journal: str, entry: Entry, *, late: bool) -> None:
     body = entry.body
-    if isinstance(body, EventRecord) and not late:
+    if isinstance(body, Ready | Started) and not late:  # an executor that knows of no order begins by itself
+        ready(tx, row, body.bound if isinstance(body, Ready) else 0.0)
+    elif isinstance(body, EventRecord) and not late:
         event = Event(
             name=body.name,
             data=body.data,

@@ -134,8 +134,9 @@ ADD_EXPERIMENT = sa.insert(_e)
 MOVE_EXPERIMENT = (
     sa.update(_e)
     .where(_e.c.id == _p("guard_id"), _e.c.state == sa.bindparam("guard_state", type_=_e.c.state.type))
-    .values(state=_p("state"), message=_p("message"), started=_p("started"), ended=_p("ended"))
+    .values(state=_p("state"), message=_p("message"), ended=_p("ended"))
 )
+BEGIN = sa.update(_e).where(_e.c.id == _p("guard_id"), _e.c.started.is_(None)).values(started=_p("started"))
 REQUEST_START = (
     sa.update(_e)
     .where(_e.c.id == _p("guard_id"), _e.c.start_requested.is_(None))
@@ -190,6 +191,17 @@ UNDRAINED = (
     .select_from(_d)
     .where(_d.c.experiment_id == _p("experiment_id"), _d.c.drained.is_(False), _d.c.epoch > 0)
 )
+BEGINNING = (
+    sa.select(
+        _d.c.state,
+        _d.c.ready.is_not(None).label("ready"),
+        sa.func.count().label("count"),
+        sa.func.max(_d.c.ready).label("bound"),
+    )
+    .where(_d.c.experiment_id == _p("experiment_id"))
+    .group_by(_d.c.state, _d.c.ready.is_not(None))
+)
+SET_READY = sa.update(_d).where(_d.c.id == _p("guard_id"), _d.c.ready.is_(None)).values(ready=_p("ready"))
 OPEN_DEPLOYMENTS = sa.select(_d).where(_d.c.state.not_in(_DEPLOYMENT_ENDS)).order_by(_d.c.look_at, _d.c.id)
 ADD_DEPLOYMENT = sa.insert(_d)
 MOVE_DEPLOYMENT = (

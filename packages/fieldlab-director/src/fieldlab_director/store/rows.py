@@ -94,6 +94,7 @@ class DeploymentRow:
     epoch: int
     journal_id: str | None
     ending: Ended | None
+    ready: float | None
     drained: bool
     cancel_requested: float | None
     cancel_reason: str

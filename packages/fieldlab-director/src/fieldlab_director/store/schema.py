@@ -192,7 +192,7 @@ experiments = sa.Table(
     sa.Column("last_event", _COUNTER, nullable=False),  # the number of its newest event: the counter of its log
     sa.Column("last_record", _COUNTER, nullable=False, server_default="0"),  # the same of its records
     sa.Column("created", _TIME, nullable=False),
-    sa.Column("started", _TIME),
+    sa.Column("started", _TIME),  # when all executors begin, as they were told; none: they were not yet
     sa.Column("ended", _TIME),
     sa.UniqueConstraint("owner_id", "name"),
     sa.Index("ix_experiments_owner_id_created", "owner_id", "created", "id"),
@@ -218,6 +218,7 @@ deployments = sa.Table(
     sa.Column(
         "ending", Message(Ended)
     ),  # what the executor said last; the deployment ends once its artifacts are there
+    sa.Column("ready", _TIME),  # its executor could begin: how far its clock may be off, in seconds; none: not yet
     sa.Column("drained", sa.Boolean, nullable=False),  # nothing more of it is to come
     sa.Column("cancel_requested", _TIME),
     sa.Column("cancel_reason", sa.Text, nullable=False),

@@ -85,10 +85,9 @@ def set_experiment_state(tx: Tx, row: ExperimentRow, new: ExperimentState, *, me
         IllegalTransition: the tables have no such way, or the row moved since it was read.
     """
     advance(row.state, new)
-    started = tx.now if new is ExperimentState.RUNNING else row.started
     ended = tx.now if new.terminal else row.ended
-    fields = {"state": new, "message": message or row.message, "started": started, "ended": ended}
+    fields = {"state": new, "message": message or row.message, "ended": ended}
     if not tx.execute(queries.MOVE_EXPERIMENT, guard_id=row.id, guard_state=row.state, **fields):
         raise IllegalTransition(f"Experiment {row.name!r} is no longer {row.state.value}; read it again.")
     tx.notify(experiment_topic(row.id), events_topic(row.id), WORK)
-    return replace(row, state=new, message=message or row.message, started=started, ended=ended)
+    return replace(row, state=new, message=message or row.message, ended=ended)

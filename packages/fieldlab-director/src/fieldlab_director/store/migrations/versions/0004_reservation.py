@@ -42,6 +42,7 @@ def upgrade() -> None:
     op.add_column("experiments", sa.Column("queued", TIME, nullable=False, server_default="0"))
     op.add_column("experiments", sa.Column("number", COUNTER, nullable=False, server_default="0"))
     op.add_column("experiments", sa.Column("granted", TIME))
+    op.add_column("deployments", sa.Column("ready", TIME))
     op.add_column("deployments", sa.Column("place", NAME, nullable=False, server_default=""))
     op.add_column("deployments", sa.Column("node_name", NAME, nullable=False, server_default=""))
     _fill()
@@ -84,9 +85,9 @@ def downgrade() -> None:
     op.drop_table("line")
     op.drop_index("ix_deployments_lease", "deployments")
     op.drop_index("ix_deployments_waiting", "deployments")
-    for table, column in (("deployments", "node_name"), ("deployments", "place"), ("experiments", "granted")):
-        op.drop_column(table, column)
-    op.drop_column("experiments", "number")
-    op.drop_column("experiments", "queued")
+    for column in ("node_name", "place", "ready"):
+        op.drop_column("deployments", column)
+    for column in ("granted", "number", "queued"):
+        op.drop_column("experiments", column)
     op.drop_column("nodes", "slots")
     op.drop_table("holds")
