@@ -73,6 +73,8 @@ def _serve(options: argparse.Namespace) -> str:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     configure(settings.log)
+    # The loop answers everybody, and may have to wait so long for a thread that reads logs, each time that it wakes.
+    sys.setswitchinterval(0.001)
     asyncio.run(serve(settings, ready=_announce(options.ready_fd), lifeline=options.lifeline_fd))
     return ""
 

@@ -65,6 +65,7 @@ FETCH_SECONDS = 3600.0
 PREPARE_GRACE = 60.0  # for what makes an environment to end by itself, when its time is over
 DRAIN_SECONDS = 6 * 3600.0
 MOST_BOUND = 3600.0  # seconds: a clock that was never compared
+SWITCH_SECONDS = 0.001  # that a thread keeps the interpreter at most while another wants it
 HURRY_SECONDS = 10.0  # to ship what is left, once the executor was told to stop
 
 
@@ -134,6 +135,8 @@ class Session:
 
     def run(self) -> int:
         """Run the deployment; the exit code."""
+        # An event has several threads on its way, and each may have to wait so long for one that handles output.
+        sys.setswitchinterval(SWITCH_SECONDS)
         threading.Thread(target=self._set_out, name="start", daemon=True).start()
         try:
             self._loop.run()
