@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import fieldlab as fl
+from fieldlab.infrastructure import Infrastructure
 from fieldlab_common.builtin import Arg, Shell
 from fieldlab_common.dag import Choice
 from fieldlab_common.drawing import Svg
@@ -309,11 +310,12 @@ def look_back(client: fl.Client, exp: fl.Experiment) -> fl.Run:
     return prepared
 
 
-def attach(client: fl.Client) -> InfrastructureInfo:
+def attach(client: fl.Client) -> Infrastructure:
     lab = client.infrastructures.attach(
         "my-lab", fl.Local(nodes=[{"name": "pi-1", "site": "x"}, "pi-2"], properties={"shell": "powershell"})
     )
-    assert_type(lab, InfrastructureInfo)
+    assert_type(lab, Infrastructure)
+    assert_type(client.infrastructures.attach("behind-nat", fl.Agents()).join_command(uses=40, expires="1h"), str)
     assert_type(client.infrastructures.list(), list[InfrastructureInfo])
     return lab
 

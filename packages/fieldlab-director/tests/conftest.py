@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,20 @@ class Lab:
         client = httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=False)
         self._clients.append(client)
         return client
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What comes of a coroutine, on the loop of the services."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    def until_watched(self, topic: str) -> None:
+        """Wait until somebody waits for ``topic``."""
+
+        async def watched() -> None:
+            async with asyncio.timeout(30):
+                while topic not in self.store.notifier._watches:  # noqa: ASYNC110 - nothing tells of who waits
+                    await asyncio.sleep(0.01)
+
+        self.run(watched())
 
     def write(self, fn: Callable[[Tx], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self.store.write(fn), self.loop).result(20)

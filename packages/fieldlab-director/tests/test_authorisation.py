@@ -25,44 +25,53 @@ from fieldlab_director.store import schema
 #   ended: its deployment has ended, and not everything is here. drained: everything is. over: it ended 8 days ago.
 _USERS = ["none", "expired", "revoked", "viewer", "read", "run", "owner", "other", "admin"]
 _EXECUTORS = ["live", "foreign", "older", "ended", "drained", "over"]
-COLUMNS = _USERS + _EXECUTORS
+COLUMNS = [*_USERS, *_EXECUTORS, "agent"]
+#   agent: a machine that joined an infrastructure of the owner's.
 MATRIX = """
-                        none exp  rev | view read run  owner other admin | live foreign older ended drained over
-health                  200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200
-executable              200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200
-login                   .    .    .   | .    .    .    .     .     .     | .    .       .     .     .       .
-logout                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-change_password         .    .    .   | x    !    !    x     x     x     | !    !       !     !     .       .
-tokens                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-create_token            .    .    .   | 201  !    !    201   201   201   | !    !       !     !     .       .
-revoke_token            .    .    .   | -    !    !    200   -     -     | !    !       !     !     .       .
-users                   .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
-add_user                .    .    .   | !    !    !    !     !     201   | !    !       !     !     .       .
-change_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
-remove_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .
-whoami                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-nodes                   .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-infrastructures         .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-attach_infrastructure   .    .    .   | !    !    201  201   201   201   | !    !       !     !     .       .
-secrets                 .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-put_secret              .    .    .   | !    !    200  200   200   200   | !    !       !     !     .       .
-delete_secret           .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .
-missing_blobs           .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-blob_status             .    .    .   | 200  200  200  200   200   200   | 200  -       200   200   .       .
-get_blob                .    .    .   | 200  200  200  200   -     -     | 200  -       !     !     .       .
-put_blob                .    .    .   | !    !    200  200   200   200   | 200  -       200   200   .       .
-submit                  .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .
-experiments             .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .
-experiment              .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .
-start                   .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .
-cancel                  .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .
-records                 .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .
-events                  .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .
-send_event              .    .    .   | !    !    201  201   -     -     | !    !       !     !     .       .
-artifacts               .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .
-claim                   .    .    .   | !    !    !    !     !     !     | 200  x       x     x     .       .
-report                  .    .    .   | !    !    !    !     !     !     | 200  x       200   200   .       .
-poll                    .    .    .   | !    !    !    !     !     !     | 200  x       x     200   .       .
+                        none exp  rev | view read run  owner other admin | live foreign older ended drained over | agent
+health                  200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200  | 200
+executable              200  200  200 | 200  200  200  200   200   200   | 200  200     200   200   200     200  | 200
+login                   .    .    .   | .    .    .    .     .     .     | .    .       .     .     .       .    | .
+logout                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+change_password         .    .    .   | x    !    !    x     x     x     | !    !       !     !     .       .    | !
+tokens                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+create_token            .    .    .   | 201  !    !    201   201   201   | !    !       !     !     .       .    | !
+revoke_token            .    .    .   | -    !    !    200   -     -     | !    !       !     !     .       .    | !
+users                   .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .    | !
+add_user                .    .    .   | !    !    !    !     !     201   | !    !       !     !     .       .    | !
+change_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .    | !
+remove_user             .    .    .   | !    !    !    !     !     200   | !    !       !     !     .       .    | !
+whoami                  .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+nodes                   .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+infrastructures         .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+attach_infrastructure   .    .    .   | !    !    201  201   201   201   | !    !       !     !     .       .    | !
+join_token              .    .    .   | !    !    201  201   -     -     | !    !       !     !     .       .    | !
+agents                  .    .    .   | -    200  200  200   -     -     | !    !       !     !     .       .    | !
+remove_agent            .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
+join                    201  201  201 | 201  201  201  201   201   201   | 201  201     201   201   201     201  | 201
+authority               -    -    -   | -    -    -    -     -     -     | -    -       -     -     -       -    | -
+agent_poll              .    .    .   | !    !    !    !     !     !     | !    !       !     !     .       .    | 200
+agent_answers           .    .    .   | !    !    !    !     !     !     | !    !       !     !     .       .    | 200
+renew_agent             .    .    .   | !    !    !    !     !     !     | !    !       !     !     .       .    | 200
+secrets                 .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+put_secret              .    .    .   | !    !    200  200   200   200   | !    !       !     !     .       .    | !
+delete_secret           .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
+missing_blobs           .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+blob_status             .    .    .   | 200  200  200  200   200   200   | 200  -       200   200   .       .    | !
+get_blob                .    .    .   | 200  200  200  200   -     -     | 200  -       !     !     .       .    | !
+put_blob                .    .    .   | !    !    200  200   200   200   | 200  -       200   200   .       .    | !
+submit                  .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .    | !
+experiments             .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
+experiment              .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .    | !
+start                   .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .    | !
+cancel                  .    .    .   | !    !    202  202   -     -     | !    !       !     !     .       .    | !
+records                 .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .    | !
+events                  .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .    | !
+send_event              .    .    .   | !    !    201  201   -     -     | !    !       !     !     .       .    | !
+artifacts               .    .    .   | 200  200  200  200   -     -     | !    !       !     !     .       .    | !
+claim                   .    .    .   | !    !    !    !     !     !     | 200  x       x     x     .       .    | !
+report                  .    .    .   | !    !    !    !     !     !     | 200  x       200   200   .       .    | !
+poll                    .    .    .   | !    !    !    !     !     !     | 200  x       x     200   .       .    | !
 """
 SHORT = {".": 401, "!": 403, "-": 404, "x": 409}
 EXPECTED = {
@@ -79,6 +88,8 @@ REQUESTS = {
     "login": lambda s: {"json": {"user": f"nobody-{next(_attached)}", "password": "wrong"}},
     "change_password": lambda s: {"json": {"current": "none was set", "new": "a new password"}},
     "add_user": lambda s: {"json": {"name": f"new-{next(_attached)}"}},
+    "join": lambda s: {"json": {"token": s.join_token(), "node": {"name": "machine"}}},
+    "agent_poll": lambda s: {"json": {"instance": "first"}},
     "put_secret": lambda s: {"json": {"value": "hush"}},
     "missing_blobs": lambda s: {"json": {"digests": [s.private]}},
     "put_blob": lambda s: {"content": b"artifact", "params": {"offset": 0, "size": 8}},
@@ -105,7 +116,10 @@ class Scene:
         request = self.ada.request("another", if_exists="new")
         spec = replace(request.deployments[0], graph=self.private)
         self.submission = dumps(replace(request, deployments=(spec,)))
-        self.clients = {"none": lab.client(), **self._users(), **self._executors()}
+        self.ada.http.post(
+            "/v1/infrastructures", json={"name": "owned", "spec": {"kind": "agents", "body": {"nodes": []}}}
+        )
+        self.clients = {"none": lab.client(), **self._users(), **self._executors(), "agent": self._join("machine")}
         self.vera.put(b"private")
         self.hers = self.vera.experiment("hers")
         self.vera.become(Role.VIEWER)
@@ -145,6 +159,13 @@ class Scene:
         foreign.claim()
         return {**found, "foreign": foreign.http}
 
+    def join_token(self):
+        return self.ada.http.post("/v1/infrastructures/owned/join-tokens", json={}).json()["token"]
+
+    def _join(self, name):
+        joining = {"token": self.join_token(), "node": {"name": name}}
+        return self.lab.client(self.lab.client().post("/v1/agents", json=joining).json()["credential"])
+
     def _set(self, table, key, **values):
         self.lab.write(lambda tx: tx.execute(table.update().where(table.c.id == key).values(**values)))
 
@@ -173,9 +194,13 @@ class Scene:
         if row.name == "delete_secret":  # an earlier column may have done it
             assert self.ada.http.put("/v1/secrets/owned", json={"value": "hush"}).status_code == 200
         client = self._again(column) if row.name == "logout" else self.clients[column]
+        if row.name == "remove_agent" and EXPECTED[row.name][column] == 200:
+            self._join("owned")
         experiment = self.hers if column == "viewer" else self.experiment
         told = {
             "experiment": experiment,
+            "infrastructure": "owned",
+            "agent": "owned",
             "secret": "owned" if row.name == "delete_secret" else "key",
             "digest": self._digest(row, column),
             **({"token": self._token().split("_")[1]} if row.name == "revoke_token" else {}),
@@ -205,6 +230,8 @@ def test_every_caller_gets_the_answer_that_is_stated(scene, row):
 ABSENT = {
     "token": "1" * 20,
     "user": "nobody-of-that-name",
+    "infrastructure": "no-such",
+    "agent": "no-such",
     "experiment": "0" * 20,
     "digest": "0" * 64,
     "secret": "no-such",

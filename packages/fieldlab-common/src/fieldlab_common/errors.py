@@ -29,6 +29,7 @@ __all__ = [
     "DirectorError",
     "DirectorTimeout",
     "DirectorUnreachable",
+    "DoubledIdentity",
     "Drained",
     "DuplicateNameError",
     "EventTooLarge",
@@ -263,6 +264,14 @@ class Drained(AuthenticationError):
     code = "drained"
     status = 401
     default_advice = "There is nothing left to do: the executor may end and remove its journal."
+
+
+class DoubledIdentity(AuthenticationError):
+    """Two machines ask as one agent, so that neither is trusted any more: a disk was copied."""
+
+    code = "doubled_identity"
+    status = 401
+    default_advice = "Remove the agent, and let each machine join anew, with a new token."
 
 
 class PermissionDenied(DirectorError):

@@ -30,6 +30,19 @@ from fieldlab_common.accounts import (
     UserList,
 )
 from fieldlab_common.events import Event
+from fieldlab_common.joining import (
+    AgentAnswers,
+    AgentCall,
+    AgentCalls,
+    AgentInfo,
+    AgentList,
+    AgentPoll,
+    Credential,
+    Join,
+    Joined,
+    JoinToken,
+    NewJoinToken,
+)
 from fieldlab_common.messages import (
     MAX_SECRET,
     PROBLEM,
@@ -103,6 +116,12 @@ __all__ = [
     "PROTOCOLS",
     "RECORDS",
     "Ack",
+    "AgentAnswers",
+    "AgentCall",
+    "AgentCalls",
+    "AgentInfo",
+    "AgentList",
+    "AgentPoll",
     "ArtifactInfo",
     "ArtifactList",
     "ArtifactLost",
@@ -116,6 +135,7 @@ __all__ = [
     "CancelRequest",
     "Claim",
     "ClaimRequest",
+    "Credential",
     "DeploymentInfo",
     "DeploymentSpec",
     "Empty",
@@ -130,9 +150,13 @@ __all__ = [
     "Health",
     "InfrastructureInfo",
     "InfrastructureList",
+    "Join",
+    "JoinToken",
+    "Joined",
     "Lane",
     "Launch",
     "LogRecord",
+    "NewJoinToken",
     "NodeList",
     "Poll",
     "Principal",
@@ -169,6 +193,8 @@ class Caller(StrEnum):
     ADMIN = "admin"  # a user with the role admin, and a token of scope admin: administers users and the director
     ACCOUNT = "account"  # a user of any role, with a token of scope admin: the user's own tokens and password
     EXECUTOR = "executor"  # the token of a deployment and epoch, while that is the present launch and has not ended
+    AGENT = "agent"  # the credential of a machine that joined
+    RENEWER = "renewer"  # the same, for some time after it expired: it may be renewed
     UPLOADER = "uploader"  # the same once the deployment has ended or was launched anew: uploads what is left
 
 
@@ -199,6 +225,7 @@ _CURSOR: Mapping[str, type] = {"after": int, "limit": int, "wait": float}
 _VIEWER, _ACCOUNT, _ADMIN = (Caller.VIEWER,), (Caller.ACCOUNT,), (Caller.ADMIN,)
 _EXECUTOR, _UPLOADER = (Caller.EXECUTOR,), (Caller.EXECUTOR, Caller.UPLOADER)
 _RUN = "/v1/experiments/{experiment}"
+_INFRASTRUCTURE = "/v1/infrastructures/{infrastructure}"
 
 _ROWS = (
     Endpoint(name="health", method="GET", path="/v1/health", response=Health, callers=(Caller.ANYONE,)),
@@ -289,6 +316,71 @@ _ROWS = (
         status=201,
         safe=False,
         errors=(e.UnknownConnector, e.IllegalState, e.ConnectorError, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="join_token",
+        method="POST",
+        path=_INFRASTRUCTURE + "/join-tokens",
+        request=NewJoinToken,
+        response=JoinToken,
+        status=201,
+        safe=False,
+        errors=(e.NotFound, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="agents",
+        method="GET",
+        path=_INFRASTRUCTURE + "/agents",
+        callers=_VIEWER,
+        response=AgentList,
+        errors=(e.NotFound,),
+    ),
+    Endpoint(
+        name="remove_agent",
+        method="DELETE",
+        path=_INFRASTRUCTURE + "/agents/{agent}",
+        response=Empty,
+        safe=False,
+        errors=(e.NotFound, e.PermissionDenied),
+    ),
+    Endpoint(
+        name="join",
+        method="POST",
+        path="/v1/agents",
+        request=Join,
+        response=Joined,
+        status=201,
+        safe=False,
+        callers=(Caller.ANYONE,),
+    ),
+    Endpoint(name="authority", method="GET", path="/v1/ca.pem", response=bytes, callers=(Caller.ANYONE,)),
+    Endpoint(
+        name="agent_poll",
+        method="POST",
+        path="/v1/agent/poll",
+        request=AgentPoll,
+        response=AgentCalls,
+        query={"wait": float},
+        callers=(Caller.AGENT,),
+        errors=(e.DoubledIdentity,),
+    ),
+    Endpoint(
+        name="agent_answers",
+        method="POST",
+        path="/v1/agent/answers",
+        request=AgentAnswers,
+        response=Empty,
+        callers=(Caller.AGENT,),
+        errors=(e.DoubledIdentity,),
+    ),
+    Endpoint(
+        name="renew_agent",
+        method="POST",
+        path="/v1/agent/credential",
+        request=Empty,
+        response=Credential,
+        callers=(Caller.RENEWER,),
+        errors=(e.DoubledIdentity,),
     ),
     Endpoint(name="secrets", method="GET", path="/v1/secrets", callers=_VIEWER, response=SecretList),
     Endpoint(

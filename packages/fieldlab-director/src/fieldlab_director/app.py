@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +28,12 @@ import uvicorn
 from fieldlab_common.accounts import Role
 from fieldlab_common.errors import ConfigurationError
 
-from fieldlab_director.connectors.fleet import ConnectorFleet
+from fieldlab_director.agents import AgentInfrastructure
+from fieldlab_director.connectors.fleet import Builtin, ConnectorFleet
 from fieldlab_director.http import make_http
 from fieldlab_director.reconcile import Reconciler
 from fieldlab_director.services import accounts
+from fieldlab_director.services.agents import KIND
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.experiments import cancel_everything
 from fieldlab_director.services.identity import new_id
@@ -88,8 +90,9 @@ async def serve(
             token = await _bootstrap(store, settings)
             blobs = _blobs(settings)
             home = await asyncio.to_thread(_home, settings.name_file)
-            async with _reconciling(settings, store, vault, settings.advertise or url, home) as fleet:
-                desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"), home)
+            where = settings.advertise or url
+            async with _reconciling(settings, store, vault, where, home) as fleet:
+                desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"), home, where)
                 await _answer(desk, listener, lambda: ready(url, token), lifeline)
         finally:
             await store.close()
@@ -223,7 +226,8 @@ def _keep(path: Path, text: str) -> None:
 @asynccontextmanager
 async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str, home: str) -> AsyncIterator[Fleet]:
     """The connectors, and the loop that uses them, for as long as the director serves."""
-    fleet = ConnectorFleet(settings.connectors, settings.executable)
+    agents: Mapping[str, Builtin] = {KIND: lambda id, notice: AgentInfrastructure(store, id, notice)}
+    fleet = ConnectorFleet(settings.connectors, settings.executable, builtin=agents)
     loop = Reconciler(store, fleet, vault, url, home=home)
     try:
         await loop.start()

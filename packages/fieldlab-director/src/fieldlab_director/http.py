@@ -39,6 +39,7 @@ from starlette.routing import Route
 
 from fieldlab_director.encoding import opener
 from fieldlab_director.openapi import openapi
+from fieldlab_director.services.agents import AgentCaller
 from fieldlab_director.services.desk import Ask, Bytes, Desk, EventStream
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.settings import Limits
@@ -46,6 +47,8 @@ from fieldlab_director.settings import Limits
 __all__ = ["make_http"]
 
 log = structlog.get_logger("fieldlab.http")
+
+Principals = UserCaller | ExecutorCaller | AgentCaller
 
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 _WHERE = re.compile(r" - at `(\$[^`]*)`$")
@@ -116,7 +119,7 @@ def _settle(row: Endpoint, request: Request) -> None:
 # --- who -------------------------------------------------------------------------------------------------------------
 
 
-async def _authorise(desk: Desk, row: Endpoint, request: Request) -> UserCaller | ExecutorCaller | None:
+async def _authorise(desk: Desk, row: Endpoint, request: Request) -> Principals | None:
     if Caller.ANYONE in row.callers:
         return None
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -128,7 +131,7 @@ async def _authorise(desk: Desk, row: Endpoint, request: Request) -> UserCaller 
     return caller
 
 
-def _advice(row: Endpoint, caller: UserCaller | ExecutorCaller) -> str:
+def _advice(row: Endpoint, caller: Principals) -> str:
     """What somebody needs who may not call an endpoint."""
     if not isinstance(caller, UserCaller) or not _USERS.intersection(row.callers):
         return ""
@@ -145,7 +148,7 @@ async def _decode(
     desk: Desk,
     row: Endpoint,
     request: Request,
-    caller: UserCaller | ExecutorCaller | None,
+    caller: Principals | None,
     decoder: msgspec.json.Decoder[Any] | None,
 ) -> Ask:
     raw, limits = b"", desk.settings.limits

@@ -4,6 +4,10 @@
     drain DIR [--pipe FD]   ship what a dead executor left in DIR
     facts                   print what this node is, as JSON
     keep                    keep the executors of this node for who asks, in frames on standard input and output
+    join URL TOKEN [--name NAME] [--slots N] [--properties JSON] [--install]
+                            make this machine a node of the director at URL, and serve it; with --install: from every
+                            boot on, as a service of this user
+    agent                   serve the director that was joined
     starter FD              fork executors for a keeper, which has the other end of the socket FD
     pack FILE               write the executor as one file, fieldlab.pyz
     prepare --environment JSON [--python VERSION] [--cache DIR] [--leash FD]
@@ -14,7 +18,8 @@
                             least recently used beyond that size (FIELDLAB_CACHE_SIZE, 10 GiB); print their keys
 
 Exit codes: 0 done, and everything is with the director; 1 failed, standard error says why; 2 bad usage; 3 the claim is
-another's, or another executor holds DIR: nothing was done; 4 not everything could be shipped: ``drain`` goes on.
+another's, or another executor holds DIR: nothing was done; 4 not everything could be shipped: ``drain`` goes on; 5 the
+director does not know this agent.
 """
 
 from __future__ import annotations
@@ -27,11 +32,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlab_common.errors import ConfigurationError, FieldlabError, InvalidMessage
+from fieldlab_common.errors import AuthenticationError, ConfigurationError, FieldlabError, InvalidMessage
 
 __all__ = ["main"]
 
 USAGE = 2
+UNKNOWN = 5  # an agent that its director does not know: starting it again changes nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "drain": _drain,
         "facts": _facts,
         "keep": _keep,
+        "join": _join,
+        "agent": _agent,
         "starter": _starter,
         "pack": _pack,
         "prepare": _prepare,
@@ -147,10 +155,60 @@ def _keep(words: list[str]) -> int:
     _options(words, [], 0)
     import asyncio
 
-    from fieldlab_executor import boot, keeper, zipapp
+    from fieldlab_executor import keeper
+
+    asyncio.run(keeper.serve(_own_command()))
+    return 0
+
+
+def _join(words: list[str]) -> int:
+    install = "--install" in words
+    places, options = _options([w for w in words if w != "--install"], ["name", "slots", "properties"], 2)
+    from fieldlab_executor import agent
+
+    path = agent.identity_file()
+    try:
+        properties = json.loads(options.get("properties") or "{}")
+        slots = int(options.get("slots") or 1)
+    except ValueError:
+        properties, slots = None, 0
+    if not isinstance(properties, dict) or slots < 1:
+        raise ConfigurationError("--slots takes a number from 1 on, and --properties a JSON object.")
+    url, token = places
+    joined = agent.join(url.rstrip("/"), token, path, name=options.get("name", ""), slots=slots, properties=properties)
+    agent.warn(f"This machine is node {joined.name!r} of {joined.url}.")
+    if install:
+        from fieldlab_executor import service
+
+        for line in service.install(Path(sys.argv[0])):
+            agent.warn(line)
+        return 0
+    command = _own_command()
+    os.execv(command[0], [*command, "agent"])  # the token must not stay in the list of processes
+
+
+def _own_command() -> list[str]:
+    """What runs this command line, from a folder that stays as it is."""
+    from fieldlab_executor import boot, zipapp
     from fieldlab_executor.cache import cache_folder
 
-    asyncio.run(keeper.serve(boot.command(sys.executable, str(zipapp.unpacked(cache_folder())))))
+    return boot.command(sys.executable, str(zipapp.unpacked(cache_folder())))
+
+
+def _agent(words: list[str]) -> int:
+    _options(words, [], 0)
+    import signal
+
+    from fieldlab_executor import agent
+
+    running = agent.Agent(agent.identity_file(), _own_command(), say=agent.warn)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: running.stop())
+    try:
+        running.run()
+    except AuthenticationError as error:
+        agent.warn(str(error))
+        return UNKNOWN
     return 0
 
 

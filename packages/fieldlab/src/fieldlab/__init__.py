@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fieldlab_common.errors import DirectorError as DirectorError
     from fieldlab_common.errors import DirectorTimeout as DirectorTimeout
     from fieldlab_common.errors import DirectorUnreachable as DirectorUnreachable
+    from fieldlab_common.errors import DoubledIdentity as DoubledIdentity
     from fieldlab_common.errors import DuplicateNameError as DuplicateNameError
     from fieldlab_common.errors import EventTooLarge as EventTooLarge
     from fieldlab_common.errors import ExperimentExists as ExperimentExists
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from fieldlab_common.task import task as task
 
     from fieldlab.client import Client as Client
+    from fieldlab.infrastructure import Agents as Agents
     from fieldlab.infrastructure import Local as Local
     from fieldlab.local import run as run
     from fieldlab.planning import Plan as Plan
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DAG",
     "SSH",
+    "Agents",
     "ArgumentError",
     "Artifact",
     "ArtifactNameError",
@@ -136,6 +139,7 @@ __all__ = [
     "DirectorError",
     "DirectorTimeout",
     "DirectorUnreachable",
+    "DoubledIdentity",
     "DuplicateNameError",
     "Environment",
     "Event",
@@ -213,7 +217,7 @@ __all__ = [
 
 _HOMES = {
     "fieldlab.client": "Client",
-    "fieldlab.infrastructure": "Local",
+    "fieldlab.infrastructure": "Agents Local",
     "fieldlab.ssh": "SSH",
     "fieldlab.local": "run",
     "fieldlab.planning": "Plan plan",
@@ -230,8 +234,8 @@ _HOMES = {
     "fieldlab_common.errors": (
         "ArgumentError ArtifactNameError AuthenticationError BadAnswer BarrierBroken BlobMismatch "
         "CertificateRefused ClaimRefused ConfigurationError ConnectorError CycleError DefinitionError DirectorError "
-        "DirectorTimeout DirectorUnreachable DuplicateNameError EventTooLarge ExperimentExists FieldlabError "
-        "IllegalState IllegalTransition InternalError InvalidMessage InvalidNameError InvalidRequest "
+        "DirectorTimeout DirectorUnreachable DoubledIdentity DuplicateNameError EventTooLarge ExperimentExists "
+        "FieldlabError IllegalState IllegalTransition InternalError InvalidMessage InvalidNameError InvalidRequest "
         "NotEnoughNodes NotFound PermissionDenied PlanError ProtocolMismatch RateLimited ResultNotReady "
         "RunFailed SelectionError StepFailed StepMisuseError TooLarge Unavailable UnknownConnector "
         "UnknownNameError UnpicklableError UnsupportedEncoding UnsupportedError UntrustedValue WaitTimeout"

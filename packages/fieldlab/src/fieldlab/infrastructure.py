@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
-from fieldlab_common.errors import DefinitionError
+from fieldlab_common.environment import parse_duration
+from fieldlab_common.errors import DefinitionError, NotFound
 from fieldlab_common.step import check_name
 
-from fieldlab.text import html_table, table
+from fieldlab.text import html_table, instant, table
 from fieldlab.transport import Session
 
-__all__ = ["InfrastructureSpec", "Infrastructures", "Local"]
+__all__ = ["Agents", "Infrastructure", "InfrastructureSpec", "Infrastructures", "Local"]
 
 MOST_LOCAL = 1000
 
@@ -75,6 +76,85 @@ def _named(node: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "properties": given}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agents(InfrastructureSpec):
+    """Machines that dial out: they become nodes as they join, also from behind NAT.
+
+    ``client.infrastructures.attach("field", fl.Agents()).join_command(uses=40)`` gives the line to paste on each.
+    """
+
+    kind: ClassVar[str] = "agents"
+
+
+class _Joined(list[p.AgentInfo]):
+    def _rows(self) -> list[list[object]]:
+        return [[one.name, one.state, instant(one.joined), instant(one.last_seen)] for one in self]
+
+    def __repr__(self) -> str:
+        return table(_AGENTS, self._rows()) if self else "no agents"
+
+    def _repr_html_(self) -> str:
+        return html_table(_AGENTS, self._rows())
+
+
+_AGENTS = ("name", "state", "joined", "last seen")
+
+
+class Infrastructure:
+    """An attached infrastructure, as it stood when it was asked for."""
+
+    def __init__(self, session: Session, info: p.InfrastructureInfo) -> None:
+        self._session, self.info = session, info
+
+    @property
+    def name(self) -> str:
+        """What it was attached as."""
+        return self.info.name
+
+    @property
+    def kind(self) -> str:
+        """How its nodes are reached."""
+        return self.info.kind
+
+    def join_command(self, *, uses: int = 1, expires: float | str = "1h") -> str:
+        """The line to paste on a machine, in a shell, so that it becomes a node: for ``uses`` machines, for a time.
+
+        Each call makes a token of its own, which is in the line: whoever has that can join machines.
+
+        Raises:
+            NotFound: it is not an infrastructure of agents.
+        """
+        request = p.NewJoinToken(uses=uses, expires=parse_duration(expires))
+        path = {"infrastructure": self.name}
+        made = self._session.call("join_token", p.JoinToken, path=path, body=request)
+        token = f"{made.token}.{made.pin}" if made.pin else made.token
+        insecure = "-k " if made.pin else ""  # what is fetched is no secret; what it trusts is named in the token
+        return (
+            f"curl -fsS {insecure}{made.url}/v1/fieldlab.pyz -o fieldlab.pyz && "
+            f"python3 fieldlab.pyz join {made.url} {token}"
+        )
+
+    def agents(self) -> list[p.AgentInfo]:
+        """The machines that joined, and whether they are connected.
+
+        Raises:
+            NotFound: it is not an infrastructure of agents.
+        """
+        path = {"infrastructure": self.name}
+        return _Joined(self._session.call("agents", p.AgentList, path=path).agents)
+
+    def remove_agent(self, name: str) -> None:
+        """Let a machine be a node no longer: what it asks with is good for nothing from now on.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        self._session.call("remove_agent", p.Empty, path={"infrastructure": self.name, "agent": name})
+
+    def __repr__(self) -> str:
+        return f"<Infrastructure {self.name} ({self.kind}): {self.info.state}, {self.info.nodes} nodes>"
+
+
 class _Listed(list[p.InfrastructureInfo]):
     def _rows(self) -> list[list[object]]:
         return [[i.name, i.kind, i.state, i.nodes, i.message] for i in self]
@@ -95,7 +175,7 @@ class Infrastructures:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def attach(self, name: str, spec: InfrastructureSpec) -> p.InfrastructureInfo:
+    def attach(self, name: str, spec: InfrastructureSpec) -> Infrastructure:
         """Attach nodes under ``name``.
 
         Raises:
@@ -104,7 +184,20 @@ class Infrastructures:
             PermissionDenied: only admins may.
         """
         body = p.AttachInfrastructure(name=check_name(name, "an infrastructure"), spec=spec.tagged())
-        return self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body)
+        return Infrastructure(
+            self._session, self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body)
+        )
+
+    def get(self, name: str) -> Infrastructure:
+        """The one of that name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for info in self.list():
+            if info.name == name:
+                return Infrastructure(self._session, info)
+        raise NotFound(f"There is no infrastructure {name!r}.", advice="client.infrastructures.list() lists yours.")
 
     def list(self) -> list[p.InfrastructureInfo]:
         """All of them."""

@@ -1,11 +1,14 @@
-"""The connectors of all attached infrastructures, each in its process, which starts when it is first asked."""
+"""The connectors of all attached infrastructures, each in its process, which starts when it is first asked.
+
+Kinds that the director itself can ask without a process, machines that dial out, are given to it as ``builtin``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fieldlab_common.errors import UnknownConnector
 from fieldlab_common.node import Node
@@ -13,19 +16,46 @@ from fieldlab_common.node import Node
 from fieldlab_director.connectors.base import Listed, Nothing, Opening
 from fieldlab_director.connectors.host import ConnectorProcess, kinds
 
-__all__ = ["ConnectorFleet"]
+__all__ = ["Asked", "Builtin", "ConnectorFleet"]
 
 Hear = Callable[[str, str | None], None]
 
 
-class ConnectorFleet:
-    """One ``ConnectorProcess`` for each infrastructure, by its id. ``folder`` is where they keep things."""
+class Asked(Protocol):
+    """What can be asked for the ``METHODS`` of a connector."""
 
-    def __init__(self, folder: Path, executable: Path, *, deadlines: Mapping[str, float] | None = None) -> None:
+    async def call(self, method: str, request: Any) -> Any:
+        """Ask for one of them."""
+        ...
+
+    async def observe_every(self) -> float:
+        """Seconds between two looks at executors."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+Builtin = Callable[[str, Callable[[str | None], None]], Asked]  # of an infrastructure's id, and what is told of news
+
+
+class ConnectorFleet:
+    """What to ask for each infrastructure, by its id. ``folder`` is where connectors keep things."""
+
+    def __init__(
+        self,
+        folder: Path,
+        executable: Path,
+        *,
+        deadlines: Mapping[str, float] | None = None,
+        builtin: Mapping[str, Builtin] | None = None,
+    ) -> None:
         self._folder = folder
+        self._builtin = dict(builtin or {})
         self._executable = executable
         self._deadlines = deadlines
-        self._processes: dict[str, ConnectorProcess] = {}
+        self._processes: dict[str, Asked] = {}
         self._hear: Hear = lambda infrastructure_id, deployment_id: None
 
     def listen(self, hear: Hear) -> None:
@@ -35,7 +65,7 @@ class ConnectorFleet:
         """
         self._hear = hear
 
-    def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> ConnectorProcess:
+    def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Asked:
         """The connector of an infrastructure; the same one each time."""
         if infrastructure_id not in self._processes:
             opening = Opening(
@@ -48,9 +78,12 @@ class ConnectorFleet:
             def notice(deployment_id: str | None) -> None:
                 self._hear(infrastructure_id, deployment_id)
 
-            self._processes[infrastructure_id] = ConnectorProcess(
-                kind, opening, notice=notice, deadlines=self._deadlines
-            )
+            if kind in self._builtin:
+                self._processes[infrastructure_id] = self._builtin[kind](infrastructure_id, notice)
+            else:
+                self._processes[infrastructure_id] = ConnectorProcess(
+                    kind, opening, notice=notice, deadlines=self._deadlines
+                )
         return self._processes[infrastructure_id]
 
     async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
@@ -59,9 +92,10 @@ class ConnectorFleet:
         Raises:
             UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
         """
-        if kind not in kinds():
+        known = sorted({*kinds(), *self._builtin})
+        if kind not in known:
             raise UnknownConnector(
-                f"There is no connector {kind!r}; there are {', '.join(kinds()) or 'none'}.",
+                f"There is no connector {kind!r}; there are {', '.join(known) or 'none'}.",
                 advice="Install the distribution that has it beside the director, and start the director again.",
             )
         process = self.connector(infrastructure_id, name, kind, options)

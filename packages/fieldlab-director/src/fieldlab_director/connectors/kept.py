@@ -1,16 +1,16 @@
 """Nodes that run a keeper: whatever is asked of the connector for one of them, its keeper is asked.
 
 The keeper (``fieldlab.pyz keep``) does all that happens on its node: environments, executors, their folders and ends. A
-connector of such nodes says how a keeper is reached (``start``), and which nodes there are.
+connector of such nodes says how a keeper is reached (``reach``), and which nodes there are.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
-from fieldlab_common.keeping import KeeperOpening
 from fieldlab_common.node import Node
 
 from fieldlab_director.connectors.base import (
@@ -29,30 +29,43 @@ from fieldlab_director.connectors.base import (
     Stopped,
     Target,
 )
-from fieldlab_director.connectors.remote import Channel, Remote
 
-__all__ = ["KeptNodes"]
+__all__ = ["Heard", "Keeper", "KeptNodes"]
+
+
+Heard = Callable[[str | None], None]
+
+
+class Keeper(Protocol):
+    """What can be asked as a keeper is: ``remote.Remote``, or a stand-in for one."""
+
+    async def call(self, method: str, request: Any) -> Any:
+        """Ask for ``method`` of ``METHODS``."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class KeptNodes:
     """The part of a connector that asks keepers.
 
-    ``place`` gives the key of a node's keeper (several nodes may have one) and the name to speak of it by; ``start``
-    a channel to the keeper of a key; ``opening`` what it is opened with. ``notice`` is the connector's.
+    ``place`` gives the key of a node's keeper (several nodes may have one) and the name to speak of it by; ``reach``
+    makes what asks the keeper of that key and name, and tells of news. ``notice`` is the connector's.
     """
 
     def __init__(
         self,
         place: Callable[[str], tuple[str, str]],
-        start: Callable[[str], Awaitable[Channel]],
-        opening: KeeperOpening,
+        reach: Callable[[str, str, Heard], Keeper],
         notice: Notice,
     ) -> None:
-        self._place, self._start, self._opening, self._notice = place, start, opening, notice
-        self._keepers: dict[str, Remote] = {}
+        self._place, self._reach, self._notice = place, reach, notice
+        self._keepers: dict[str, Keeper] = {}
         self._watched: dict[str, set[str]] = {}  # key → deployments that its keeper was asked about
 
-    def keeper(self, node: str) -> Remote:
+    def keeper(self, node: str) -> Keeper:
         """The keeper of a node."""
         key, name = self._place(node)
         if key not in self._keepers:
@@ -61,7 +74,7 @@ class KeptNodes:
                 for one in [deployment] if deployment is not None else sorted(self._watched.get(key, ())):
                     self._notice(one)
 
-            self._keepers[key] = Remote(name, lambda: self._start(key), self._opening, notice=heard)
+            self._keepers[key] = self._reach(key, name, heard)
         return self._keepers[key]
 
     async def facts(self, node: str) -> Node:

@@ -19,8 +19,8 @@ from fieldlab_common.keeping import KeeperOpening
 from fieldlab_common.step import check_name
 
 from fieldlab_director.connectors.base import Done, Listed, Nothing, Notice, Opening
-from fieldlab_director.connectors.kept import KeptNodes
-from fieldlab_director.connectors.remote import ProcessChannel
+from fieldlab_director.connectors.kept import Heard, KeptNodes
+from fieldlab_director.connectors.remote import ProcessChannel, Remote
 
 __all__ = ["LocalConnector"]
 
@@ -44,7 +44,11 @@ class LocalConnector(KeptNodes):
         keeping = KeeperOpening(
             root=os.path.abspath(opening.folder), executable=str(options.get("executable") or ""), python=self._python
         )
-        super().__init__(lambda node: ("", "The keeper of this machine"), self._start_keeper, keeping, notice)
+
+        def reach(key: str, name: str, heard: Heard) -> Remote:
+            return Remote(name, self._start_keeper, keeping, notice=heard)
+
+        super().__init__(lambda node: ("", "The keeper of this machine"), reach, notice)
 
     async def check(self, request: Nothing) -> Done:
         """Hold that executors can be started here."""
@@ -65,7 +69,7 @@ class LocalConnector(KeptNodes):
             )
         )
 
-    async def _start_keeper(self, key: str) -> ProcessChannel:
+    async def _start_keeper(self) -> ProcessChannel:
         environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
         try:
             return await ProcessChannel.start([self._python, self._executable, "keep"], environment)

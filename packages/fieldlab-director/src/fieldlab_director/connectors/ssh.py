@@ -45,7 +45,8 @@ from fieldlab_director.connectors.base import (
     ObserveRequest,
     Opening,
 )
-from fieldlab_director.connectors.kept import KeptNodes
+from fieldlab_director.connectors.kept import Heard, KeptNodes
+from fieldlab_director.connectors.remote import Remote
 
 __all__ = ["SshConnector"]
 
@@ -282,7 +283,11 @@ class SshConnector(KeptNodes):
         self._facts: dict[str, Node] = {}
         other = str(options.get("executable") or "")
         opened = KeeperOpening(root=f"nodes/{self._folder.name}", executable=other)
-        super().__init__(self._whose, self._start_keeper, opened, notice)
+
+        def reach(key: str, name: str, heard: Heard) -> Remote:
+            return Remote(name, lambda: self._lines[key].keeper(self._executable), opened, notice=heard)
+
+        super().__init__(self._whose, reach, notice)
 
     async def check(self, request: Nothing) -> Done:
         """Hold that executors can be started on every host."""
@@ -333,9 +338,6 @@ class SshConnector(KeptNodes):
 
     def _line(self, node: str) -> _Line:
         return self._lines[self._whose(node)[0]]
-
-    async def _start_keeper(self, key: str) -> _SshChannel:
-        return await self._lines[key].keeper(self._executable)
 
     async def _checked(self, node: str) -> None:
         async with self._listing:

@@ -26,8 +26,7 @@ from fieldlab_common.protocol import Launch
 
 from fieldlab_director import decide as d
 from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Observation, PrepareRequest
-from fieldlab_director.connectors.fleet import ConnectorFleet
-from fieldlab_director.connectors.host import ConnectorProcess
+from fieldlab_director.connectors.fleet import Asked, ConnectorFleet
 from fieldlab_director.reconcile.apply import LEASE_SECONDS, Assignment, Kept, Outcome, apply, begin, step_experiment
 from fieldlab_director.reconcile.charge import CHARGE_SECONDS, Charge
 from fieldlab_director.reconcile.line import serve_line
@@ -356,7 +355,7 @@ class Reconciler:
         self._spawn(watch.observe(), tasks)
         self._spawn(watch.refresh(self._first_refresh), tasks)
 
-    async def _connector(self, infrastructure_id: str) -> ConnectorProcess:
+    async def _connector(self, infrastructure_id: str) -> Asked:
         row = await self._store.read(lambda tx: tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id))
         if row is None:
             raise ConnectorError("Its infrastructure is gone.", transient=False)

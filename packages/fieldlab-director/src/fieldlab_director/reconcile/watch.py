@@ -18,7 +18,7 @@ from fieldlab_common.node import Node
 
 from fieldlab_director import decide as d
 from fieldlab_director.connectors.base import Listed, Nothing, Observation, Observations, ObserveRequest, Target
-from fieldlab_director.connectors.host import ConnectorProcess
+from fieldlab_director.connectors.fleet import Asked
 from fieldlab_director.services import survey
 from fieldlab_director.store import reconcile_queries as rq
 from fieldlab_director.store.base import Store
@@ -48,7 +48,7 @@ class InfrastructureWatch:
 
     infrastructure_id: str
     store: Store
-    connector: Callable[[str], Awaitable[ConnectorProcess]]
+    connector: Callable[[str], Awaitable[Asked]]
     found: Callable[[int, Observation], None]
     jitter: Callable[[], float]
 

@@ -10,21 +10,25 @@ its time is up, when its caller has gone, and when the director stops.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fieldlab_common.errors import InvalidRequest, PermissionDenied, Unavailable
+from fieldlab_common.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fieldlab_common.events import Event
 from fieldlab_common.protocol import (
     PROTOCOLS,
     Ack,
+    AgentCalls,
+    AgentList,
     ArtifactList,
     BlobList,
     BlobStatus,
     Caller,
     Claim,
+    Credential,
     Empty,
     EventPage,
     ExperimentInfo,
@@ -32,6 +36,8 @@ from fieldlab_common.protocol import (
     Health,
     InfrastructureInfo,
     InfrastructureList,
+    Joined,
+    JoinToken,
     Lane,
     NodeList,
     Poll,
@@ -41,7 +47,8 @@ from fieldlab_common.protocol import (
     SecretList,
 )
 
-from fieldlab_director.services import blobs, events, experiments, infrastructures, journals, records, secrets
+from fieldlab_director.services import agents, blobs, events, experiments, infrastructures, journals, records, secrets
+from fieldlab_director.services.agents import AgentCaller, agent_caller
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
@@ -63,6 +70,18 @@ MOST_TOLD = 10_000  # executors that were told; forgetting them costs each one a
 _OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
 
 
+def _authority(certificate: Path | None) -> bytes:
+    """The last certificate of the file, which has issued those before it; empty: there is none."""
+    if certificate is None:
+        return b""
+    begin = b"-----BEGIN CERTIFICATE-----"
+    return begin + certificate.read_bytes().rpartition(begin)[2]
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
 async def _nobody() -> None:
     return None
 
@@ -75,7 +94,7 @@ class Ask:
     where it came from.
     """
 
-    caller: UserCaller | ExecutorCaller | None
+    caller: UserCaller | ExecutorCaller | AgentCaller | None
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Any
@@ -102,9 +121,15 @@ class Ask:
         return self.caller
 
     @property
+    def agent(self) -> AgentCaller:
+        """The agent that asks; the endpoint's row admits nobody else."""
+        assert isinstance(self.caller, AgentCaller)
+        return self.caller
+
+    @property
     def someone(self) -> UserCaller | ExecutorCaller:
-        """Whoever asks; the endpoint's row admits nobody without a token."""
-        assert self.caller is not None
+        """The user or executor who asks; the endpoint's row admits nobody else."""
+        assert isinstance(self.caller, UserCaller | ExecutorCaller)
         return self.caller
 
     def needed(self, name: str) -> Any:
@@ -133,7 +158,7 @@ class EventStream:
 
 @dataclass
 class Desk(Reception):
-    """All services, over one store. ``home``: the name of the director's data folder."""
+    """All services, over one store. ``home``: the name of the director's data folder; ``url``: where nodes reach it."""
 
     settings: Settings
     store: Store
@@ -142,13 +167,14 @@ class Desk(Reception):
     fleet: Fleet
     version: str
     home: str = ""
+    url: str = ""
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    async def identify(self, token: str) -> UserCaller | ExecutorCaller:
+    async def identify(self, token: str) -> UserCaller | ExecutorCaller | AgentCaller:
         """Whose token this is.
 
         Raises:
@@ -157,6 +183,8 @@ class Desk(Reception):
         if token.startswith("fle_"):
             key, drain_for = self.vault.executor_key, self.settings.limits.drain_for
             return await self.store.read(lambda tx: executor_caller(tx, key, token, drain_for=drain_for))
+        if token.startswith("fla_"):
+            return await self.store.read(lambda tx: agent_caller(tx, token))
         return await self.store.read(lambda tx: user_caller(tx, token))
 
     # --- the director ------------------------------------------------------------------------------------------------
@@ -203,6 +231,65 @@ class Desk(Reception):
         return await self.store.write(
             lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found, self.home)
         )
+
+    # --- machines that dial out --------------------------------------------------------------------------------------
+
+    async def join_token(self, ask: Ask) -> JoinToken:
+        """A token to join an infrastructure with."""
+        name, request = ask.path["infrastructure"], ask.body
+        token, expires = await self.store.write(lambda tx: agents.join_token(tx, ask.user, name, request))
+        pem = await asyncio.to_thread(_authority, self.settings.certificate)
+        pin = hashlib.sha256(pem).hexdigest() if pem else ""
+        return JoinToken(token=token, url=self.url, expires=expires, uses=request.uses, pin=pin)
+
+    async def agents(self, ask: Ask) -> AgentList:
+        """The machines that joined an infrastructure."""
+        return await self.store.read(lambda tx: agents.agents(tx, ask.user, ask.path["infrastructure"]))
+
+    async def remove_agent(self, ask: Ask) -> Empty:
+        """Let a machine be a node no longer."""
+        path = ask.path
+        await self.store.write(lambda tx: agents.remove(tx, ask.user, path["infrastructure"], path["agent"]))
+        return Empty()
+
+    async def join(self, ask: Ask) -> Joined:
+        """Make a machine a node."""
+        return await self.store.write(lambda tx: agents.join(tx, ask.body))
+
+    async def authority(self, ask: Ask) -> Bytes:
+        """The certificate that agents are to trust, if the director has one of its own."""
+        pem = await asyncio.to_thread(_authority, self.settings.certificate)
+        if not pem:
+            raise NotFound("The director has no certificate of its own.")
+        return Bytes(chunks=_once(pem), start=0, end=len(pem), total=len(pem))
+
+    async def agent_poll(self, ask: Ask) -> AgentCalls:
+        """What an agent is asked; asking is its sign of life."""
+        agent, request = ask.agent, ask.body
+        if not 0 < len(request.instance) <= 64:
+            raise InvalidRequest("$.instance must have 1 to 64 characters.", details={"path": "$.instance"})
+
+        def take(tx: Tx) -> AgentCalls:
+            return agents.poll(tx, agent, request)
+
+        found = await self.store.write(take)
+        if found.calls or found.cancelled or not self._wait(ask):
+            return found
+
+        def question(tx: Tx) -> bool:
+            return agents.waiting(tx, agent, request.instance)
+
+        news = await self._until(ask, question, bool, self._wait(ask), agents.agent_topic(agent.agent_id))
+        return await self.store.write(take) if news else found
+
+    async def agent_answers(self, ask: Ask) -> Empty:
+        """Take what an agent answers."""
+        await self.store.write(lambda tx: agents.take_answers(tx, ask.agent, ask.body))
+        return Empty()
+
+    async def renew_agent(self, ask: Ask) -> Credential:
+        """Give an agent its next credential."""
+        return await self.store.write(lambda tx: agents.renew(tx, ask.agent))
 
     # --- secrets -----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from fieldlab_common.protocol import DeploymentSpec, Ended, ExperimentSettings, 
 __all__ = [
     "Message",
     "Named",
+    "agent_calls",
+    "agents",
     "artifacts",
     "blob_refs",
     "blob_uses",
@@ -29,6 +31,7 @@ __all__ = [
     "holds",
     "idempotency",
     "infrastructures",
+    "join_tokens",
     "journals",
     "line",
     "meta",
@@ -159,6 +162,49 @@ secrets = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),  # sealed by services.vault
     sa.Column("updated", _TIME, nullable=False),
     sa.UniqueConstraint("owner_id", "name"),
+)
+
+join_tokens = sa.Table(  # with which machines become nodes of an infrastructure
+    "join_tokens",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("infrastructure_id", _ID, _to("infrastructures.id"), nullable=False, index=True),
+    sa.Column("digest", _DIGEST, nullable=False),  # SHA-256 of the whole token
+    sa.Column("uses", sa.Integer, nullable=False),  # that are left
+    sa.Column("expires", _TIME, nullable=False),
+)
+
+agents = sa.Table(  # machines that joined
+    "agents",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("infrastructure_id", _ID, _to("infrastructures.id"), nullable=False),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column("node", Message(Node), nullable=False),  # as it said last
+    sa.Column("digest", _DIGEST, nullable=False),  # of its credential
+    sa.Column("next_digest", _DIGEST),  # of the one that it was given, and has not used yet
+    sa.Column("last_digest", _DIGEST),  # of the one before: whoever still has that is a copy
+    sa.Column("expires", _TIME, nullable=False),
+    sa.Column("instance", sa.String(64)),  # the start of its program that asks
+    sa.Column("last_instance", sa.String(64)),  # the one before: if that asks again, there are two machines
+    sa.Column("doubled", _TIME),  # when a second machine with its identity was found
+    sa.Column("joined", _TIME, nullable=False),
+    sa.Column("last_seen", _TIME),
+    sa.UniqueConstraint("infrastructure_id", "name"),
+)
+
+agent_calls = sa.Table(  # what agents are asked; who asked removes it
+    "agent_calls",
+    metadata,
+    sa.Column("number", _COUNTER, primary_key=True, autoincrement=True),
+    sa.Column("agent_id", _ID, _to("agents.id"), nullable=False, index=True),
+    sa.Column("method", sa.String(32), nullable=False),
+    sa.Column("body", Message(Any), nullable=False),
+    sa.Column("deadline", _TIME, nullable=False),  # nobody waits for the answer any longer than this
+    sa.Column("taken", sa.String(64)),  # by which start of the agent's program
+    sa.Column("cancelled", sa.Boolean, nullable=False),
+    sa.Column("answer", Message(Any)),
+    sqlite_autoincrement=True,
 )
 
 nodes = sa.Table(
