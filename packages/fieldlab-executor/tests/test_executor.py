@@ -826,3 +826,35 @@ def test_the_command_packs_the_file(tmp_path: Path) -> None:
 def test_equal_packages_give_equal_bytes(tmp_path: Path) -> None:
     first, second = zipapp.build(tmp_path / "a.pyz"), zipapp.build(tmp_path / "b.pyz")
     assert first.read_bytes() == second.read_bytes()
+
+
+FEW_FILES = ("/bin/sh", "-c", 'ulimit -n 160 && exec "$@"', "sh", sys.executable, "-P", "-m", "fieldlab_executor")
+
+
+@pytest.mark.parametrize(
+    ("width", "command", "resources", "said"),
+    [
+        (100, FEW_FILES, None, "room for 21 processes of steps at a time, for want of open files (ulimit -n is 160)"),
+        (20, (), Resources(memory="64 MiB"), "room for 12 processes of steps at a time, for want of memory"),
+    ],
+    ids=["descriptors", "memory"],
+)
+def test_a_fan_out_that_is_wider_than_there_is_room_for_waits_for_its_turn_and_says_so(
+    launch: Launch, width: int, command: tuple[str, ...], resources: Resources | None, said: str
+) -> None:
+    bench = Bench()
+    for number in range(width):
+        bench.step(f"w{number}", lambda ctx: ctx.events.wait("go", timeout=60) and None, CTX)
+    executor = launch(bench, command=command, resources=resources)
+    hub = executor.hub
+    hub.wait(lambda: "There is room" in hub.logs("", "executor"), "the remark")
+    hub.send("go")
+    assert executor.wait() == 0
+    assert {hub.settled(f"w{number}").state for number in range(width)} == {StepState.SUCCEEDED}
+    assert said in hub.logs("", "executor")
+
+
+def test_steps_have_the_limit_of_descriptors_that_the_executor_was_started_with(run: Run) -> None:
+    bench = Bench()
+    bench.step("limit", lambda: list(resource.getrlimit(resource.RLIMIT_NOFILE)))
+    assert run(bench).value("limit") == list(resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -19,7 +20,8 @@ from typing import Any, NoReturn, Protocol
 
 from fieldlab_executor import frames, processes
 from fieldlab_executor.boot import BOOT
-from fieldlab_executor.loop import Loop
+from fieldlab_executor.loop import Loop, Timer
+from fieldlab_executor.room import Room, files, room
 
 __all__ = ["Exit", "Job", "Pool", "Taker", "Takers", "Warm", "wait_for"]
 
@@ -47,10 +49,10 @@ class Warm:
     Its descriptors are watched from its first job on, because most children have only one, and until it is closed.
     """
 
-    __slots__ = ("_loop", "err", "job", "out", "pid", "sock")
+    __slots__ = ("_closed", "_loop", "err", "job", "out", "pid", "sock")
 
-    def __init__(self, loop: Loop, pid: int, sock: int, out: int, err: int) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop, closed: Callable[[], None], pid: int, sock: int, out: int, err: int) -> None:
+        self._loop, self._closed = loop, closed
         self.pid, self.sock, self.out, self.err = pid, sock, out, err
         self.job: Job | None = None
         for fd in (sock, out, err):
@@ -82,6 +84,7 @@ class Warm:
         for fd in (self.sock, self.out, self.err):
             self._loop.forget(fd)
             os.close(fd)
+        self._closed()
 
 
 def _has_more(fd: int) -> bool:
@@ -125,12 +128,26 @@ class Takers(deque[Taker]):
 
 
 class Pool:
-    """One spawner and its warm children. ``on_exit`` hears of every exit, ``on_lost`` that the spawner died."""
+    """One spawner and its warm children, of which there are never more than ``room`` says.
 
-    def __init__(self, loop: Loop, on_exit: Callable[[Exit], None], on_lost: Callable[[], None]) -> None:
+    ``on_exit`` hears of every exit, ``on_lost`` that the spawner died, ``on_full`` that somebody waits for room.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        on_exit: Callable[[Exit], None],
+        on_lost: Callable[[], None],
+        on_full: Callable[[Room], None],
+    ) -> None:
         self._loop = loop
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._on_full = on_full
+        self._files = files()
+        self.room = room()
+        self._open = 0  # children whose descriptors are open here
+        self._retry: Timer | None = None
         self._warm: deque[Warm] = deque()
         self.takers = Takers()
         self._asked = 0
@@ -144,6 +161,7 @@ class Pool:
         command = [*python, "-P", "-c", BOOT, str(theirs.fileno()), site]
         pid = os.fork()
         if not pid:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
             _become(command, env)
         theirs.close()
         ours.setblocking(False)
@@ -174,9 +192,23 @@ class Pool:
 
     def _ask(self) -> None:
         wanted = min(_WARM + len(self.takers) - len(self._warm), _MOST_AT_ONCE) - self._asked
-        if wanted > 0 and self._control is not None:
+        space = self.room.most - self._open - self._asked
+        if wanted > 0 and space < wanted and self.takers and not self._warm:
+            self._on_full(self.room)
+        wanted = min(wanted, space)
+        if wanted > 0 and self._control is not None and self._retry is None:
             self._asked += wanted
             self._send(frames.FORK.pack(b"F", wanted))
+
+    def _freed(self) -> None:
+        """A child's descriptors were given back."""
+        self._open -= 1
+        if self.takers:
+            self._ask()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._ask()
 
     def _send(self, packet: bytes) -> None:
         if self._control is not None:
@@ -204,11 +236,12 @@ class Pool:
             self._on_exit(Exit.of(packet))
         elif kind == b"C":
             self._asked -= 1
-            self._serve(Warm(self._loop, frames.CHILD.unpack(packet)[1], *fds))
+            self._open += 1
+            self._serve(Warm(self._loop, self._freed, frames.CHILD.unpack(packet)[1], *fds))
             self._ask()
         else:  # a fork failed: there may be room again when something has ended
             self._asked -= 1
-            self._loop.after(_RETRY, self._ask)
+            self._retry = self._retry or self._loop.after(_RETRY, self._try_again)
 
     def _serve(self, child: Warm) -> None:
         if self.takers:

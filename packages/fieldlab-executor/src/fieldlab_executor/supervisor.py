@@ -48,6 +48,7 @@ from fieldlab_executor.known import Known
 from fieldlab_executor.limits import Limits, Watch
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
+from fieldlab_executor.room import Room, room
 from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.slots import places
 from fieldlab_executor.uploads import Upload
@@ -106,13 +107,14 @@ class Supervisor:
         self._hold = hold
         self._done = done
         self._epoch = time.time() - time.monotonic()  # one steady clock, in seconds since the epoch
-        self._pool = Pool(loop, self._exited, self._spawner_lost)
+        self._pool = Pool(loop, self._exited, self._spawner_lost, self._full)
         self._workers = Workers(self._pool, 1)
         self._answers = Answers(self)
         self._hasher = Hasher(loop, self._hashed)
         self._limits = Limits(Resources())
         self.secrets = Secrets({})
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
+        self._told_full = False
         self._later: dict[m.Key, m.StartAttempt] = {}  # what is to be started when fewer wait for a child
         self._order: deque[m.Key] = deque()  # of these, some of which may have been taken back
         self._by_pid: dict[int, Attempt] = {}
@@ -165,6 +167,7 @@ class Supervisor:
         self._preload = [*self._place.modules(graph), *graph.preload]
         self._limits = Limits(claim.deployment.resources, (self._pool.pid,))
         self._watch = self._watching()
+        self._pool.room = room(claim.deployment.resources.memory_bytes)
         self._configure()
         self._graph = graph
 
@@ -283,6 +286,15 @@ class Supervisor:
         self._timers[name] = self._loop.at(at - self._epoch, fire)
 
     # --- attempts
+
+    def _full(self, room: Room) -> None:
+        if not self._told_full:
+            self._told_full = True
+            self.remark(
+                f"There is room for {room.most} processes of steps at a time, for want {room.why}; further steps wait "
+                "for their turn. A step that waits for one of those would wait for ever: see max_parallel, and "
+                'isolation="shared".'
+            )
 
     def _start(self, effect: m.StartAttempt) -> None:
         if len(self._pool.takers) >= MAX_HANDED and self._known.spec(effect.key.step).isolation != "shared":
