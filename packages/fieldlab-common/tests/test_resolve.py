@@ -301,3 +301,16 @@ def test_system_packages_ask_for_an_environment_that_installs_them_where_it_can(
     found = resolve(Experiment("e").map(dag, Node.dummy("n", **facts)), Store(), python="3.11")
     assert [deployment.environment.kind for deployment in found.deployments] == kinds
     assert bool(found.problems) is (root is False)
+
+
+@pytest.mark.parametrize(
+    ("os", "infrastructure", "refused"),
+    [("macos", "lab", True), ("macos", "dummy", False), ("windows", "dummy", True), ("linux", "lab", False)],
+)
+def test_a_node_of_a_system_that_executors_do_not_run_on_is_refused_by_name(os, infrastructure, refused):
+    with DAG("d") as dag:
+        plain()
+    found, _ = resolved(dag, Node.dummy("n", os=os, infrastructure=infrastructure))
+    said = [problem.message for problem in found.problems]
+    assert bool(said) is refused
+    assert not refused or {"macos": "macOS", "windows": "Windows"}[os] in said[0]

@@ -21,6 +21,7 @@ from fieldlab_common.environment import Resources
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import Lane
 from fieldlab_executor import cgroups
+from fieldlab_executor.__main__ import main
 from fieldlab_executor.limits import Limits, size
 
 from .hub import CTX, Bench, Hub
@@ -277,3 +278,11 @@ def test_what_is_outside_of_the_namespace_or_of_the_mount_is_not_looked_for(tmp_
 )
 def test_a_size_is_told_as_people_write_it(count: int, said: str) -> None:
     assert size(count) == said
+
+
+def test_an_executor_on_another_system_says_so_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert main(["run", str(tmp_path)]) == 1
+    assert "runs on Linux so far, and this node is darwin. Run it in a container" in capsys.readouterr().err

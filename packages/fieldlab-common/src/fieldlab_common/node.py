@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-__all__ = ["Availability", "Node", "facts_of"]
-
-from enum import StrEnum
+__all__ = ["DUMMY", "Availability", "Node", "facts_of"]
 
 
 class Availability(StrEnum):
@@ -22,6 +21,9 @@ class Availability(StrEnum):
     BUSY = "busy"  # reachable, and held by runs up to its slots
     OFFLINE = "offline"  # not heard of
     DISABLED = "disabled"  # taken out by its admin
+
+
+DUMMY = "dummy"  # the infrastructure of nodes that are this machine, whatever they claim to be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Node:
         for key in ("python", "environments"):
             if key in known:
                 known[key] = tuple(known[key])
-        return cls(name=name, infrastructure=known.pop("infrastructure", "dummy"), properties=facts, **known)
+        return cls(name=name, infrastructure=known.pop("infrastructure", DUMMY), properties=facts, **known)
 
 
 _FIELDS = frozenset(Node.__dataclass_fields__) - {"name", "properties"}

@@ -21,7 +21,7 @@ from fieldlab_common.environment import Environment, Host, Venv, conflicting_pin
 from fieldlab_common.errors import ArgumentError, FieldlabError
 from fieldlab_common.expand import Filler, Scope, Use, expand, has_choice, walk
 from fieldlab_common.experiment import Assignment, Experiment
-from fieldlab_common.node import facts_of
+from fieldlab_common.node import DUMMY, facts_of
 from fieldlab_common.step import Arg, ByNode, File, Pick, Secret, Step, name_of, needs_of
 from fieldlab_common.task import Implementation, TaskSettings, arguments_for, sendable, task_of
 
@@ -202,8 +202,9 @@ class _Resolver:
 
     def _fits(self, assignment: Assignment, environment: Environment) -> None:
         node = assignment.node
-        if node.os == "windows":
-            self._problem(assignment, "unsupported", "the node runs Windows, which executors do not support yet.")
+        if node.os == "windows" or (node.os == "macos" and node.infrastructure != DUMMY):
+            name = {"windows": "Windows", "macos": "macOS"}[node.os]
+            self._problem(assignment, "unsupported", f"the node runs {name}, which executors do not support yet.")
         if environment.kind not in node.environments:
             has = ", ".join(node.environments) or "none"
             self._problem(

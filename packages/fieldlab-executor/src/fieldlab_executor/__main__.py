@@ -32,7 +32,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlab_common.errors import AuthenticationError, ConfigurationError, FieldlabError, InvalidMessage
+from fieldlab_common.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    FieldlabError,
+    InvalidMessage,
+    UnsupportedError,
+)
 
 __all__ = ["main"]
 
@@ -84,6 +90,7 @@ def _options(words: list[str], known: Sequence[str], places: int) -> tuple[list[
 
 def _run(words: list[str]) -> int:
     places, options = _options(words, ["pipe"], 1)
+    _require_linux()
     from fieldlab_executor import session
 
     folder = Path(places[0]).absolute()
@@ -103,6 +110,15 @@ def _run(words: list[str]) -> int:
         return session.Session(folder, launch, lambda: _transport(launch, options.get("pipe")), site).run()
     finally:
         os.close(held)
+
+
+def _require_linux() -> None:
+    """Say plainly what docs/adr/007 says at length: other systems lack what steps are started, found and ended with."""
+    if not sys.platform.startswith("linux"):
+        raise UnsupportedError(
+            f"The executor runs on Linux so far, and this node is {sys.platform}.",
+            advice="Run it in a container or a virtual machine there; `facts`, `drain` and `pack` work as they are.",
+        )
 
 
 def _launch(folder: Path) -> Any:

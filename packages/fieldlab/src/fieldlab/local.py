@@ -158,8 +158,11 @@ def _played_here(experiment: Experiment) -> Experiment:
 
 
 def _require_platform() -> None:
-    if sys.platform == "win32":
-        raise UnsupportedError("Executors do not run on Windows.", advice="Use WSL, or a director with Linux nodes.")
+    if not sys.platform.startswith("linux"):
+        raise UnsupportedError(
+            f"Executors run on Linux so far, and this is {sys.platform}.",
+            advice="Use WSL, a virtual machine or a container, or a director with Linux nodes; plan and simulate work.",
+        )
     if importlib.util.find_spec("fieldlab_executor") is None:
         raise UnsupportedError(
             "fieldlab-executor is not installed.", advice="Install it: pip install fieldlab-executor."
