@@ -163,6 +163,22 @@ class Line:
 
 
 @dataclass(eq=False)
+class Tunnel(Line):
+    """An HTTP proxy that tunnels (CONNECT, RFC 9110, section 9.3.6), wherever that is to go, to ``target``."""
+
+    asked: list[str] = field(default_factory=list)  # the request lines
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.asked.append(head.partition("\r\n")[0])
+        if not head.startswith("CONNECT "):
+            writer.write(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
+            return
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await super()._pass(reader, writer, fault)
+
+
+@dataclass(eq=False)
 class _State:
     """One connection: its fault, its ends, and how much has passed."""
 

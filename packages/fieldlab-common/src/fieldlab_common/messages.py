@@ -267,7 +267,10 @@ class RecordPage:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What a connector puts beside the executor (``launch.json``, mode 0600): where to report, and as whom."""
+    """What a connector puts beside the executor (``launch.json``, mode 0600): where to report, and as whom.
+
+    ``ca`` is the PEM text of the certificates that are trusted for that, if not those of the node's system.
+    """
 
     director: str
     token: str

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8420, help="port to listen at; 0: a free one (default: %(default)s)")
     serve.add_argument("--certificate", type=Path, help="PEM file: serve TLS")
     serve.add_argument("--key", type=Path, help="PEM file of the certificate's key")
+    serve.add_argument("--ca", type=Path, help="PEM file of the CA that signed it, for executors to trust")
     serve.add_argument("--behind-proxy", action="store_true", help="a proxy in front does TLS")
     serve.add_argument("--advertise", metavar="URL", help="where executors reach it, if not at the address above")
     serve.add_argument("--bootstrap", metavar="USER", help="make this admin, with a token in DIR/token, if not there")
@@ -62,6 +63,7 @@ def _serve(options: argparse.Namespace) -> str:
         host=options.host,
         port=options.port,
         certificate=options.certificate,
+        ca=options.ca,
         key=options.key,
         behind_proxy=options.behind_proxy,
         advertise=options.advertise,

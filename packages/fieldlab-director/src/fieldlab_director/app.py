@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -223,12 +224,24 @@ def _keep(path: Path, text: str) -> None:
     os.replace(written, path)
 
 
+def _authority(settings: Settings) -> str | None:
+    """The PEM text of the CA that executors are to trust."""
+    if settings.ca is None:
+        return None
+    try:
+        text = settings.ca.read_text()
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise ConfigurationError(f"The certificates in {settings.ca} cannot be used: {error}.") from error
+    return text
+
+
 @asynccontextmanager
 async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str, home: str) -> AsyncIterator[Fleet]:
     """The connectors, and the loop that uses them, for as long as the director serves."""
     agents: Mapping[str, Builtin] = {KIND: lambda id, notice: AgentInfrastructure(store, id, notice)}
     fleet = ConnectorFleet(settings.connectors, settings.executable, builtin=agents)
-    loop = Reconciler(store, fleet, vault, url, home=home)
+    loop = Reconciler(store, fleet, vault, url, home=home, ca=_authority(settings))
     try:
         await loop.start()
         yield fleet

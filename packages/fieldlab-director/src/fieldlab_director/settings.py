@@ -31,9 +31,10 @@ class Settings:
     """Where the director keeps its data, where it listens, and what it allows.
 
     ``database_url`` is a PostgreSQL database, which several directors may share, instead of a file in the data folder.
-    ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files. ``advertise`` is the
-    URL at which executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token
-    in the data folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
+    ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files; ``ca`` is
+    that of a CA which nodes do not trust by themselves: executors are given it. ``advertise`` is the URL at which
+    executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token in the data
+    folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
     """
 
     data: Path
@@ -41,6 +42,7 @@ class Settings:
     port: int = 8420
     certificate: Path | None = None
     key: Path | None = None
+    ca: Path | None = None
     behind_proxy: bool = False
     advertise: str | None = None
     bootstrap: str | None = None

@@ -224,7 +224,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
 class HttpTransport:
     """HTTP/1.1 to the director at ``url``, as the bearer of ``token``.
 
-    ``ca``: a file of certificates to trust instead of the system's. ``proxy``: ``http://[user:password@]host:port``.
+    ``ca``: the PEM text of certificates to trust instead of the system's, or its file. ``proxy``: ``http://[user:password@]host:port``.
     """
 
     def __init__(self, url: str, token: str, *, ca: str | None = None, proxy: str | None = None) -> None:
@@ -460,9 +460,11 @@ def _tls(ca: str | None) -> Any:
     import ssl
 
     try:
+        if ca is not None and "-----BEGIN" in ca:
+            return ssl.create_default_context(cadata=ca)
         return ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
-        raise e.ConfigurationError(f"The certificates in {ca!r} cannot be used: {error}.") from error
+        raise e.ConfigurationError(f"The certificates in {(ca or '')[:80]!r} cannot be used: {error}.") from error
 
 
 def _proxy_headers(proxy: Any) -> dict[str, str]:
