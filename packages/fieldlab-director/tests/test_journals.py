@@ -5,8 +5,8 @@ import threading
 
 import pytest
 from fieldlab_common.lifecycle import DeploymentState as D
-from fieldlab_common.protocol import Record
-from fieldlab_common.wire import dumps, frame
+from fieldlab_common.protocol import Poll, Record
+from fieldlab_common.wire import dumps, frame, loads
 from fieldlab_director.services.journals import Members
 
 DATABASES = ("sqlite", "postgres")
@@ -160,6 +160,107 @@ def test_a_record_that_cannot_be_taken_is_refused_kept_out_and_holds_up_nothing(
     assert answer["acked"] == 2
     assert [r["number"] for r in answer["refusals"]] == [1]
     assert [r["number"] for r in records(ada, experiment)["records"]] == [2]
+
+
+NAMES = [
+    "../up",
+    "a/../../b",
+    "/etc/passwd",
+    "a\\b",
+    "..\\up",
+    "C:x",
+    "a\0b",
+    "x" * 5_000,
+    "x/" * 2_500,
+    "",
+    ".",
+    "a//b",
+    "a\nb",
+    "\x1b[2J",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_an_artifact_with_a_name_that_leads_elsewhere_is_refused_and_listed_nowhere(ada, run, name):
+    experiment, executor = run
+    announced = {"step": "s", "name": name, "size": 1, "sha256": "0" * 64}
+    answer = executor.report((1, "artifact", announced), (2, "step", STEP)).json()
+    assert (answer["acked"], [r["number"] for r in answer["refusals"]], answer["missing"]) == (2, [1], [])
+    assert ada.http.get(f"/v1/experiments/{experiment}/artifacts").json()["artifacts"] == []
+
+
+def test_logs_with_whatever_in_them_are_kept_as_they_are(ada, run):
+    experiment, executor = run
+    texts = [
+        "\x1b]0;title\x07\x1b[2J",
+        "\0\0",
+        "\u202e\u2066",
+        "</script><img onerror=x>",
+        "😀",
+        "x" * 1_000_000,
+    ]
+    said = [(n, "log", {"step": "s", "text": text}) for n, text in enumerate(texts, 1)]
+    assert executor.report(*said, lane="bulk").json()["acked"] == len(texts)
+    assert [r["record"]["body"]["text"] for r in records(ada, experiment, "bulk")["records"]] == texts
+
+
+def test_half_a_character_is_refused_and_holds_up_nothing(ada, run):
+    experiment, executor = run
+    half = b'{"kind":"log","at":1,"body":{"step":"s","text":"\\ud800"}}'
+    whole = dumps(Record(kind="log", at=2, body={"step": "s", "text": "x"}))
+    answer = executor.send(frame(1, half) + frame(2, whole), "bulk").json()
+    assert answer["acked"] == 2
+    assert records(ada, experiment, "bulk")["records"][-1]["number"] == 2
+
+
+@pytest.mark.parametrize("depth", [200, 600, 900, 100_000])
+def test_deeply_nested_records_are_kept_or_refused_and_the_page_can_be_read(ada, run, depth):
+    experiment, executor = run
+    deep = b'{"kind":"event","at":1,"body":{"name":"x","data":' + b"[" * depth + b"]" * depth + b"}}"
+    odd = b'{"kind":"odd","at":1,"body":{"x":' + b'{"x":' * depth + b"1" + b"}" * depth + b"}}"
+    answer = executor.send(
+        frame(1, deep) + frame(2, odd) + frame(3, dumps(Record(kind="step", at=0, body=STEP)))
+    ).json()
+    assert answer["acked"] == 3
+    assert [r["number"] for r in answer["refusals"]] == ([] if depth == 200 else [1, 2])
+    assert records(ada, experiment)["records"][-1]["number"] == 3
+    assert loads(Poll, executor.poll().content).events  # as the pure Python codec of nodes reads it
+
+
+def test_an_event_that_is_nested_too_deeply_for_others_to_read_is_refused(ada, run):
+    experiment, _ = run
+    body = b'{"name":"x","data":' + b"[" * 900 + b"]" * 900 + b"}"
+    answer = ada.http.post(f"/v1/experiments/{experiment}/events", content=body)
+    assert code(answer) == (422, "invalid_request")
+
+
+def test_numbers_that_no_counter_reaches_end_the_reading_and_nothing_else(ada, run):
+    experiment, executor = run
+    step = dumps(Record(kind="step", at=0, body=STEP))
+    for number in (0, 2**63, 2**64 - 1):
+        assert executor.send(frame(number, step)).json()["acked"] == 0
+    gap = {"first": 1, "last": 2**62}
+    assert executor.report((1, "gap", gap), lane="bulk").json()["acked"] == 1
+    assert executor.report((1, "step", STEP), (1, "step", STEP), (2, "step", STEP)).json()["acked"] == 2
+    assert [r["number"] for r in records(ada, experiment)["records"]] == [1, 2]
+
+
+def test_records_replayed_out_of_order_and_in_the_wrong_lane_change_nothing(ada, run):
+    experiment, executor = run
+    event = ("event", {"name": "x", "data": 1})
+    assert executor.report((1, *event), (2, *event)).json()["acked"] == 2
+    assert executor.report((2, *event), (1, *event)).json() == {"acked": 2, "refusals": [], "missing": []}
+    assert [r["number"] for r in executor.report((1, *event), lane="bulk").json()["refusals"]] == [1]
+    events = ada.http.get(f"/v1/experiments/{experiment}/events").json()["events"]
+    assert [e["name"] for e in events].count("x") == 2
+
+
+@pytest.mark.parametrize("journal", ["j2", "", "../../x", "\0", "x" * 5_000])
+def test_a_journal_that_is_anothers_gets_nothing_in(ada, run, journal):
+    experiment, executor = run
+    executor.journal = journal
+    assert executor.report((1, "step", STEP)).status_code in (409, 422)
+    assert records(ada, experiment)["records"] == []
 
 
 @pytest.mark.parametrize("body", [b"not json", b"\xff\xfe", b"[" * 5000, b'{"kind":"x","at":0,"z":"\xff"}'])

@@ -9,6 +9,7 @@ from fieldlab_common.protocol import EventPage, SendEvent
 
 from fieldlab_director.services.experiments import find
 from fieldlab_director.services.identity import UserCaller
+from fieldlab_director.services.intake import MAX_DEPTH, too_deep
 from fieldlab_director.services.streams import fitting
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
@@ -38,6 +39,8 @@ def send_event(tx: Tx, caller: UserCaller, experiment: str, request: SendEvent) 
             f"The data of event {request.name!r} is over {MAX_EVENT_BYTES} bytes.",
             advice="Put the data into an artifact, and its name into the event.",
         )
+    if too_deep(request.data):
+        raise InvalidRequest(f"$.data is nested more than {MAX_DEPTH} levels deep.", details={"path": "$.data"})
     row = find(tx, caller, experiment)
     # The prefix keeps what people choose apart from the keys of executors and of the director.
     key = f"user:{caller.id}:{request.key}" if request.key else ""

@@ -8,7 +8,7 @@ one ends the reading: what comes after a gap is asked for again.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,11 @@ from fieldlab_common.protocol import (
 )
 from fieldlab_common.wire import FRAME, MAX_FRAME
 
-__all__ = ["Entry", "Upload", "read_upload"]
+__all__ = ["MAX_DEPTH", "Entry", "Upload", "read_upload", "too_deep"]
 
 _RECORD = msgspec.json.Decoder(Record)
 _MAX_NAME = 200
+MAX_DEPTH = 500  # levels of lists and objects: half of what Python's own codec reads, wherever it is called from
 _MAX_NUMBER = 2**53  # what JSON numbers, and the columns of all databases, hold exactly
 _ENDS = (DeploymentState.SUCCEEDED, DeploymentState.FAILED, DeploymentState.CANCELLED)
 
@@ -85,6 +86,20 @@ def read_upload(lane: Lane, body: bytes) -> Upload:
     return Upload(lane=lane, entries=entries)
 
 
+def too_deep(value: Any) -> bool:
+    """Whether JSON data is nested deeper than ``MAX_DEPTH``: nobody could read it, nor what stands on its page."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+
+
 def _frames(body: bytes) -> Iterator[tuple[int, bytes | str]]:
     """(number, its bytes, or why they cannot be taken). A cut frame at the end is left for the next upload."""
     offset = 0
@@ -108,6 +123,8 @@ def _read(lane: Lane, number: int, data: bytes | str) -> Entry | Refusal:
     try:
         data.decode()  # also what no field takes must be text, or nobody could read the page that it stands in
         record = _RECORD.decode(data)
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and too_deep(record.body):
+            raise _Refused(f"it is nested more than {MAX_DEPTH} levels deep")
         body = _body(lane, record)
         _check(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArtifactNameError, _Refused) as error:
