@@ -8,6 +8,7 @@ that makes it, never in a list.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 __all__ = [
@@ -57,6 +58,10 @@ class Principal:
     role: str
     scope: str = Scope.ADMIN.value
     expires: float | None = None
+
+    def __repr__(self) -> str:
+        until = "no end" if self.expires is None else f"{datetime.fromtimestamp(self.expires, UTC):%Y-%m-%d %H:%M} UTC"
+        return f"<{self.user}, {self.role}; the token's scope: {self.scope}, its end: {until}>"
 
 
 # --- logging in, and tokens -------------------------------------------------------------------------------------------

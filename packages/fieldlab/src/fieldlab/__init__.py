@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from fieldlab_common.task import task as task
 
     from fieldlab.client import Client as Client
+    from fieldlab.config import profiles as profiles
     from fieldlab.infrastructure import Agents as Agents
     from fieldlab.infrastructure import Local as Local
     from fieldlab.local import run as run
@@ -204,6 +205,7 @@ __all__ = [
     "map",
     "node",
     "plan",
+    "profiles",
     "repeat",
     "run",
     "secret",
@@ -217,6 +219,7 @@ __all__ = [
 
 _HOMES = {
     "fieldlab.client": "Client",
+    "fieldlab.config": "profiles",
     "fieldlab.infrastructure": "Agents Local",
     "fieldlab.ssh": "SSH",
     "fieldlab.local": "run",

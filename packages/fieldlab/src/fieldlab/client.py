@@ -5,12 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from typing import Literal
+from urllib.parse import urlsplit
 
+from fieldlab_common import accounts as a
 from fieldlab_common import protocol as p
 from fieldlab_common.errors import ConfigurationError, DefinitionError
 from fieldlab_common.experiment import Experiment
 
-from fieldlab.config import access
+from fieldlab.account import Tokens, ask_password, until
+from fieldlab.config import Profile, access, checked, profiles, same_endpoint
 from fieldlab.http import HttpTransport
 from fieldlab.infrastructure import Infrastructures
 from fieldlab.pool import NodePool
@@ -19,7 +22,7 @@ from fieldlab.secrets import Secrets
 from fieldlab.ship import Shipment, pack, require_sound, step_names, upload
 from fieldlab.source import DirectorSource
 from fieldlab.text import duration, html_table, instant, table
-from fieldlab.transport import Session, Settings, Transport, require_protocol
+from fieldlab.transport import Session, Settings, Transport, is_loopback, require_protocol
 
 __all__ = ["Client", "Experiments"]
 
@@ -73,9 +76,69 @@ class Client:
         found = access(endpoint, token, profile=profile, ca=ca)
         self.endpoint = found.endpoint
         moved = transport or HttpTransport(found.endpoint, ca=found.ca)
-        self._session = Session(found.endpoint, found.token, moved, Settings(timeout=timeout))
+        self._token = found.token
+        hint = _login_again(found.endpoint, found.user)
+        self._session = Session(found.endpoint, found.token, moved, Settings(timeout=timeout), login=hint)
         self.infrastructures = Infrastructures(self._session)
         self.secrets = Secrets(self._session)
+        self.tokens = Tokens(self._session)
+
+    # --- logging in ---
+
+    @classmethod
+    def login(
+        cls,
+        endpoint: str,
+        user: str,
+        password: str | None = None,
+        *,
+        profile: str | None = None,
+        ca: str | None = None,
+        timeout: float = 30.0,
+        transport: Transport | None = None,
+    ) -> Client:
+        """Log in, and keep that in the profile file: from then on ``fl.Client()`` is enough, also in other programs.
+
+        ``password`` None: it is asked for. ``profile`` is a name for this director, by default its host. The password
+        is not kept; what is kept is a token that expires.
+
+        Raises:
+            AuthenticationError: the name or the password is wrong. RateLimited: there were too many attempts.
+            ConfigurationError: the password would travel unencrypted, or nobody can be asked for it.
+        """
+        endpoint = checked(endpoint)
+        if endpoint.startswith("http:") and not is_loopback(endpoint):
+            raise ConfigurationError(
+                f"{endpoint} would get the password unencrypted.", advice="Use its https:// address, or a token."
+            )
+        known = profiles()
+        name = profile or next((o.name for o in known if same_endpoint(o.endpoint, endpoint)), _host(endpoint))
+        ca = ca or next((o.ca for o in known if o.name == name and same_endpoint(o.endpoint, endpoint)), None)
+        secret = ask_password(f"Password of {user} at {endpoint}: ") if password is None else password
+        with cls(endpoint, "", timeout=timeout, ca=ca, transport=transport) as client:
+            made = client._session.call("login", a.NewToken, body=a.Login(user=user, password=secret))
+        expires = until(made.expires)
+        known.keep(Profile(name=name, endpoint=endpoint, user=user, token=made.token, expires=expires, ca=ca))
+        return cls(endpoint, made.token, timeout=timeout, profile=name, transport=transport)
+
+    def logout(self) -> None:
+        """End this client's token, and forget it in the profile file. The endpoint stays there."""
+        self._session.call("logout", p.Empty)
+        if self._token is not None:
+            profiles().forget_token(self._token)
+
+    def change_password(self, current: str | None = None, new: str | None = None) -> None:
+        """Change this user's password; what is None is asked for. Other logins end; this one, and tokens, stay good.
+
+        Raises:
+            InvalidRequest: the current one is wrong, or the new one too short. PermissionDenied: log in first.
+        """
+        current = ask_password("Current password: ") if current is None else current
+        if new is None:
+            new = ask_password("New password: ")
+            if ask_password("New password again: ") != new:
+                raise ConfigurationError("The two passwords differ.")
+        self._session.call("change_password", p.Empty, body=a.ChangePassword(current=current, new=new))
 
     # --- who and what is there ---
 
@@ -91,7 +154,7 @@ class Client:
         return health
 
     def whoami(self) -> p.Principal:
-        """Who the token belongs to."""
+        """Who the token belongs to, what it is good for, and when it expires."""
         return self._session.call("whoami", p.Principal)
 
     def nodes(self) -> NodePool:
@@ -170,3 +233,12 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of {self.endpoint}>"
+
+
+def _host(endpoint: str) -> str:
+    return urlsplit(endpoint).netloc
+
+
+def _login_again(endpoint: str, user: str | None) -> str:
+    who = repr(user) if user else "user"
+    return f"Log in again with: fl.Client.login({endpoint!r}, {who})"

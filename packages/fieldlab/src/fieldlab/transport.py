@@ -263,7 +263,10 @@ class Settings:
 
 
 class Session:
-    """The calls of one client to one director. Safe to use from several threads."""
+    """The calls of one client to one director. Safe to use from several threads.
+
+    ``login`` is what to do when the token has expired.
+    """
 
     def __init__(
         self,
@@ -275,8 +278,10 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        login: str = "",
     ) -> None:
         self.base, self._token, self._transport = base, token, transport
+        self._login = login
         self.settings = settings or Settings()
         self._clock, self._sleep, self._jitter = clock, sleep, jitter
         self._answered = False
@@ -347,6 +352,10 @@ class Session:
         self._answered = self._answered or answer.status < 500 or _content_type(answer) == PROBLEM
         try:
             return parse(row, answer, self.base)
+        except e.AuthenticationError as error:
+            if self._login and "expired" in error.details:
+                error.advice = self._login
+            raise
         except (e.BadAnswer, e.ProtocolMismatch) as error:
             again = row.safe or isinstance(error, e.ProtocolMismatch)  # refused: nothing was done
             if row.name != "health" and self._settle_protocol(error) and again:
