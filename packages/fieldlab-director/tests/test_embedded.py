@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -218,3 +220,45 @@ def test_the_log_has_request_ids_and_no_token(tmp_path):
     lines = [json.loads(line) for line in log.splitlines()]
     assert [line["endpoint"] for line in lines if line.get("request_id") == request_id] == ["whoami"]
     assert token not in log
+
+
+# --- the first start -------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """``fieldlab-director serve`` as anybody runs it, and what it says."""
+
+    def __init__(self, folder, *words):
+        command = [sys.executable, "-m", "fieldlab_director", "serve", "--data", str(folder), "--port", "0", *words]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.said = ""
+        deadline = time.monotonic() + 60
+        while "answers at" not in self.said:
+            assert time.monotonic() < deadline, self.said
+            line = self.process.stdout.readline()
+            assert line, self.said
+            self.said += line
+        self.url = self.said.split("answers at ")[1].split()[0]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.said += self.process.stdout.read()
+        assert self.process.wait(60) == 0
+
+
+def test_the_first_start_says_once_how_to_log_in_and_writes_it_nowhere(tmp_path):
+    folder = tmp_path / "d"
+    first = Served(folder)
+    first.stop()
+    user, password = re.search(r"fl\.Client\.login\('http://[^']*', '([^']*)', '([^']*)'\)", first.said).groups()
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert password.encode() not in written
+    again = Served(folder)
+    try:
+        answer = httpx2.post(f"{again.url}/v1/login", json={"user": user, "password": password}, trust_env=False)
+        assert (answer.status_code, answer.json()["role"]) == (201, "admin")
+    finally:
+        again.stop()
+    assert "password" not in again.said

@@ -9,10 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fieldlab_common.errors import FieldlabError
 
 from fieldlab_director.account_commands import add_commands
+
+if TYPE_CHECKING:
+    from fieldlab_director.app import Started
 
 __all__ = ["main"]
 
@@ -81,15 +85,33 @@ def _serve(options: argparse.Namespace) -> str:
     return ""
 
 
-def _announce(descriptor: int | None) -> Callable[[str, str], None]:
-    def announce(url: str, token: str) -> None:
+def _announce(descriptor: int | None) -> Callable[[Started], None]:
+    def announce(started: Started) -> None:
         if descriptor is None:
-            print(f"fieldlab-director answers at {url}", file=sys.stderr)
+            print(f"fieldlab-director answers at {started.url}", file=sys.stderr)
+            if started.admin:
+                print(_welcome(started), file=sys.stderr, flush=True)
             return
-        os.write(descriptor, json.dumps({"url": url, "token": token}).encode() + b"\n")
+        os.write(descriptor, json.dumps({"url": started.url, "token": started.token}).encode() + b"\n")
         os.close(descriptor)
 
     return announce
+
+
+def _welcome(started: Started) -> str:
+    """How the first admin logs in. It is said once, and stands in no file."""
+    return f"""
+This director is new. Its first user is {started.admin!r}, an admin; the password is shown this once:
+
+    {started.password}
+
+To log in from Python, paste:
+
+    import fieldlab as fl
+    client = fl.Client.login({started.url!r}, {started.admin!r}, {started.password!r})
+
+Then client.change_password() sets one of your own, and `fieldlab-director user add NAME` makes others.
+"""
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.experiments import cancel_everything
 from fieldlab_director.services.identity import new_id
 from fieldlab_director.services.infrastructures import Fleet
+from fieldlab_director.services.passwords import hash_password
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
 from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
@@ -47,10 +49,11 @@ from fieldlab_director.store.blobs import Blobs
 from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import ExperimentRow, UserRow
 
-__all__ = ["open_store", "serve"]
+__all__ = ["Started", "open_store", "serve"]
 
 log = structlog.get_logger("fieldlab.director")
 
+FIRST_ADMIN = "admin"
 PACK_SECONDS = 120.0  # to pack the executor
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: one that is closed first can lose a request
 END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
@@ -72,12 +75,25 @@ def check_listening(settings: Settings) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """That requests are answered at ``url``; ``token`` is the bootstrapped user's, or "".
+
+    ``admin`` and ``password`` are of the first user, if this start made it: nobody else has the password.
+    """
+
+    url: str
+    token: str = ""
+    admin: str = ""
+    password: str = field(default="", repr=False)
+
+
 async def serve(
-    settings: Settings, *, ready: Callable[[str, str], None] = lambda url, token: None, lifeline: int | None = None
+    settings: Settings, *, ready: Callable[[Started], None] = lambda started: None, lifeline: int | None = None
 ) -> None:
     """Run a director until SIGTERM or SIGINT, or until the descriptor ``lifeline`` ends.
 
-    ``ready`` is called once requests are answered, with the URL and the token of the bootstrapped user (or "").
+    ``ready`` is called once requests are answered.
 
     Raises:
         ConfigurationError: the settings, the folder or the port cannot be used.
@@ -88,13 +104,13 @@ async def serve(
         vault, store = await open_store(settings)
         try:
             await asyncio.to_thread(_pack, settings.executable)
-            token = await _bootstrap(store, settings)
+            started = await _first(store, settings)
             blobs = _blobs(settings)
             home = await asyncio.to_thread(_home, settings.name_file)
             where = settings.advertise or url
             async with _reconciling(settings, store, vault, where, home) as fleet:
                 desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"), home, where)
-                await _answer(desk, listener, lambda: ready(url, token), lifeline)
+                await _answer(desk, listener, lambda: ready(replace(started, url=url)), lifeline)
         finally:
             await store.close()
     if settings.ephemeral:
@@ -191,10 +207,23 @@ def _pack(path: Path) -> None:
     os.replace(made, path)
 
 
-async def _bootstrap(store: Store, settings: Settings) -> str:
-    if settings.bootstrap is None:
-        return ""
-    name = settings.bootstrap
+async def _first(store: Store, settings: Settings) -> Started:
+    """Make the first user, if there is nobody to let others in."""
+    if settings.bootstrap is not None:
+        return Started(url="", token=await _bootstrap(store, settings, settings.bootstrap))
+    password = "-".join(new_id()[:5] for _ in range(4))  # 100 random bits
+    hashed = await asyncio.to_thread(hash_password, password)
+
+    def first(tx: Tx) -> Started:
+        if tx.all(queries.USERS, UserRow):
+            return Started(url="")
+        accounts.add_user(tx, FIRST_ADMIN, password=hashed, role=Role.ADMIN)
+        return Started(url="", admin=FIRST_ADMIN, password=password)
+
+    return await store.write(first)
+
+
+async def _bootstrap(store: Store, settings: Settings, name: str) -> str:
     if settings.token_file.exists():
         return settings.token_file.read_text().strip()
 
