@@ -21,9 +21,10 @@ from typing import Any
 import director as d
 import fieldlab as fl
 import programs
+from fieldlab_common.events import START
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, StepState
 from fieldlab_common.protocol import Ended
-from fieldlab_common.records import LogRecord, StepRecord
+from fieldlab_common.records import LogRecord, Ready, StepRecord
 from measure import Row, Versions, work
 
 __all__ = ["fleet", "restart"]
@@ -31,7 +32,7 @@ __all__ = ["fleet", "restart"]
 EXECUTORS = 1000
 STEPS = 10
 STEP = 10.0  # seconds of a step, from half to one and a half of it
-LINES = 5  # log records of a step
+LINES = 2  # log records of a step
 POLL = 25.0  # seconds that an executor's poll is held, as ``link.Pace`` has it
 PAUSE = 0.2  # seconds between two calls of the user
 UNFINISHED, RUNS = 10_000, 10  # deployments that a restart finds, in so many experiments
@@ -61,6 +62,7 @@ def fleet(rounds: int, versions: Versions) -> list[Row]:
     )
     return [
         Row(name="launched and claimed, all executors", unit="s", samples=of("claimed")),
+        Row(name="until the last was told to begin", unit="s", samples=of("told")),
         Row(name="a client's call meanwhile, p50", unit="ms", samples=[statistics.median(calls)]),
         Row(
             name="a client's call meanwhile, p99", unit="ms", samples=[statistics.quantiles(calls, n=100)[98]], aim=100
@@ -92,6 +94,7 @@ async def _fleet(director: d.Embedded, client: fl.Client) -> dict[str, Any]:
         "calls": calls,
         "cpu": cpu,
         "records": sum(counts),
+        "told": max(executor.waited for executor in executors),
         "report": statistics.quantiles(times, n=100)[98],
         "memory": d.resident(director.pid, "VmHWM") / 1e6,
     }
@@ -103,11 +106,16 @@ class Crowded(d.Played):
     def __init__(self, launch: d.Launch) -> None:
         super().__init__(launch)
         self.times: list[float] = []
-        self._ended = False
+        self.waited = 0.0  # seconds from when it was ready until it was told to begin
+        self._begin = asyncio.Event()
 
     async def live(self) -> int:
         """Run all steps; how many records were acknowledged."""
         polling = asyncio.create_task(self._listen())
+        await self._tell("control", d.record("ready", time.time(), Ready(bound=0.01)))
+        ready = time.perf_counter()
+        await self._begin.wait()
+        self.waited = time.perf_counter() - ready
         await asyncio.sleep(random.uniform(0, STEP))
         for number in range(STEPS):
             name = f"step-{number}"
@@ -132,7 +140,10 @@ class Crowded(d.Played):
         line, cursor = d.Played(self.launch), 0
         try:
             while True:
-                cursor = (await line.poll(cursor, POLL))["cursor"]
+                told = await line.poll(cursor, POLL)
+                cursor = told["cursor"]
+                if any(event["name"] == START for event in told["events"]):
+                    self._begin.set()
         finally:
             line.close()
 

@@ -134,4 +134,5 @@ def test_a_launch_that_failed_before_all_began_ends_those_that_need_it(min_nodes
 def test_all_begin_at_the_time_that_was_asked_for_or_when_the_slowest_can_know() -> None:
     assert c.begins_at(NOW, NOW + 20, 0.01) == NOW + 20
     assert c.begins_at(NOW, NOW - 20, 0.01) == NOW + 0.09
+    assert c.begins_at(NOW, None, 0.01, executors=100) == NOW + 0.09 + 100 * c.TELLING
     assert c.begins_at(NOW, None, 1e9) == NOW + c.MOST_MARGIN

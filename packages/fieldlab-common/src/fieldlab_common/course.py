@@ -34,7 +34,8 @@ __all__ = [
 
 LAUNCH_AHEAD = 30.0  # seconds before start_at at which executors are launched, so that they are there by then
 START_MARGIN = 0.05  # seconds from the order to begin until the time that it names, beside two ways there and back
-MOST_MARGIN = 5.0
+TELLING = 0.005  # seconds that it takes a director to tell one executor
+MOST_MARGIN = 10.0
 NEVER = 1e11  # a time to look again that does not come (the year 5138): only a change brings it back
 SILENCE_SECONDS = 45.0  # an executor that was not heard of for so long is unreachable
 CLAIM_SECONDS = 60.0  # a launched executor claims its deployment within
@@ -170,12 +171,13 @@ def decide_beginning(
     return Begin() if ready and ready + well >= needed and coming <= {DeploymentState.UNREACHABLE} else None
 
 
-def begins_at(now: float, start_at: float | None, bound: float) -> float:
+def begins_at(now: float, start_at: float | None, bound: float, executors: int = 0) -> float:
     """When all begin, by the director's clock: at the time that was asked for, or as soon as all can know of it.
 
     ``bound``: the largest uncertainty of an executor's clock, which is half of its shortest way there and back.
+    ``executors``: how many a director has to tell, one after the other.
     """
-    return max(start_at or 0.0, now + min(MOST_MARGIN, START_MARGIN + 4.0 * bound))
+    return max(start_at or 0.0, now + min(MOST_MARGIN, START_MARGIN + 4.0 * bound + TELLING * executors))
 
 
 def experiment_outcome(states: Iterable[DeploymentState], cancelling: bool) -> ExperimentState | None:

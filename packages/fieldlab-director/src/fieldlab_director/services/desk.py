@@ -52,6 +52,7 @@ from fieldlab_director.services.agents import AgentCaller, agent_caller
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
+from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.reception import Reception
 from fieldlab_director.services.streams import follow
 from fieldlab_director.services.vault import Vault
@@ -170,6 +171,7 @@ class Desk(Reception):
     url: str = ""
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
+    _recent: Recent = field(default_factory=Recent, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -449,7 +451,8 @@ class Desk(Reception):
         after, journal, limits = ask.query.get("after", 0), ask.needed("journal"), self.settings.limits
 
         def question(tx: Tx) -> tuple[Any, Poll]:
-            return journals.poll(tx, ask.executor, journal, after, limit=limits.page, most_bytes=limits.page_bytes)
+            bounds = {"limit": limits.page, "most_bytes": limits.page_bytes}
+            return journals.poll(tx, ask.executor, self._recent, journal, after, **bounds)
 
         row, first = await self.store.read(question)
         if journals.wants_sign(row, first.server_time):
@@ -462,13 +465,15 @@ class Desk(Reception):
                 self._told.clear()
             self._told.add(told)
             wait = 0.0 if fresh else wait
+        topics = events_topic(row.experiment_id), deployment_topic(row.id)
+        if first.events and await self._in_turn(topics[0]):
+            return (await self.store.read(question))[1]
         if first.events or not wait:
             return first
 
         def news(found: tuple[Any, Poll]) -> bool:
             return bool(found[1].events) or (found[1].cancel is not None and first.cancel is None)
 
-        topics = events_topic(row.experiment_id), deployment_topic(row.id)
         return (await self._until(ask, question, news, wait, *topics))[1]
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -484,6 +489,14 @@ class Desk(Reception):
         if not wait >= 0:
             raise InvalidRequest("wait must be zero or more seconds.", details={"path": "?wait"})
         return min(wait, self.settings.limits.wait)
+
+    async def _in_turn(self, topic: str) -> bool:
+        """Wait until it is a wide topic's turn again; whether there was a wait."""
+        pause = self.store.notifier.pause(topic)
+        if pause > 0:
+            with self.store.notifier.watch() as watch:  # over nothing: it ends with the director, or in time
+                await watch.wait(pause)
+        return pause > 0
 
     async def _until(
         self, ask: Ask, question: Callable[[Tx], T], news: Callable[[T], bool], wait: float, *topics: str

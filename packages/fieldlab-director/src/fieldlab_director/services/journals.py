@@ -41,7 +41,7 @@ from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
 from fieldlab_director.services.outcome import move, ready
-from fieldlab_director.services.streams import fitting
+from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, experiment_topic
@@ -179,7 +179,7 @@ def wants_sign(row: DeploymentRow, now: float) -> bool:
 
 
 def poll(
-    tx: Tx, caller: ExecutorCaller, journal: str, after: int, *, limit: int, most_bytes: int
+    tx: Tx, caller: ExecutorCaller, recent: Recent, journal: str, after: int, *, limit: int, most_bytes: int
 ) -> tuple[DeploymentRow, Poll]:
     """What an executor that has everything up to event ``after`` is to be told.
 
@@ -191,22 +191,17 @@ def poll(
         raise ClaimRefused(f"This journal does not hold deployment {row.name!r}.")
     # What a deployment that has ended is told: nothing, but to stop if it goes on all the same.
     over = row.state.terminal
-    found = [] if over else tx.all(queries.EVENTS, Event, experiment_id=row.experiment_id, after=after, limit=limit)
-    events = fitting(tuple(found), most_bytes)
+    events = () if over else recent.after(tx, row.experiment_id, after, limit=limit, most_bytes=most_bytes)
     stop = row.cancel_requested is not None or (over and row.ending is None)
     return row, Poll(
         events=events,
-        cursor=_last(events, after),
+        cursor=after + len(events),  # numbers have no gaps
         cancel=CancelDeployment(reason=row.cancel_reason or row.message) if stop else None,
         server_time=tx.now,
     )
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
-
-
-def _last(events: tuple[Event, ...], after: int) -> int:
-    return events[-1].number or after if events else after
 
 
 def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault, members: tuple[Member, ...]) -> Claim:

@@ -84,7 +84,8 @@ def begin_together(tx: Tx, experiment_id: str) -> None:
         abandon(tx, row, action.message)
     elif action is not None:
         bound = max((one.bound for one in found if one.bound is not None and not one.state.terminal), default=0.0)
-        order(tx, row, begins_at(tx.now, row.settings.start_at, bound))
+        told = sum(one.count for one in found if not one.state.terminal)
+        order(tx, row, begins_at(tx.now, row.settings.start_at, bound, told))
 
 
 def order(tx: Tx, row: ExperimentRow, at: float) -> None:

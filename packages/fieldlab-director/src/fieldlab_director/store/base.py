@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -23,6 +24,8 @@ T = TypeVar("T")
 Row = TypeVar("Row")
 
 WORK = "work"  # the topic of the reconcile loop: some row wants to be looked at
+NARROW = 32  # watches of a topic that are always woken at once
+EACH = 0.002  # seconds that the answer to one of those who were woken takes
 LINE = "line"  # the topic of the line for nodes: one may have become free, or somebody waits who did not
 
 
@@ -109,14 +112,24 @@ class Watch:
         return not (self._notifier.closed or self._left)
 
 
+@dataclass(eq=False)
+class _Turn:
+    until: float = 0.0  # the event loop's time from which on the next may begin
+    wide: int = 0  # how many were woken
+    next: asyncio.TimerHandle | None = None
+
+
 class Notifier:
     """Wakes watches by topic, within this process (``bulletin`` carries it to others).
 
-    Everything happens on the thread of one event loop.
+    Everything happens on the thread of one event loop. A topic that many watch is woken in turns: at once after a
+    silence, then no sooner than those who were woken can have been answered. Else a thousand who wait for the same
+    events, each of whom makes another, would be woken a million times, and nobody would get through.
     """
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
+        self._turns: dict[str, _Turn] = {}
         self.closed = False
 
     @contextmanager
@@ -134,10 +147,40 @@ class Notifier:
                     del self._watches[topic]
 
     def wake(self, topics: Iterable[str]) -> None:
-        """Wake every watch over one of ``topics``."""
+        """Wake every watch over one of ``topics``; a wide one's when its turn comes."""
         for topic in topics:
-            for watch in self._watches.get(topic, ()):
-                watch.wake()
+            watches = self._watches.get(topic, ())
+            if len(watches) <= NARROW or self.closed:
+                for watch in watches:
+                    watch.wake()
+            else:
+                self._wake_in_turn(topic)
+
+    def pause(self, topic: str) -> float:
+        """Seconds until a wide topic is woken again, at the soonest; 0 of any other."""
+        turn = self._turns.get(topic)
+        return max(0.0, turn.until - asyncio.get_running_loop().time()) if turn else 0.0
+
+    def _wake_in_turn(self, topic: str) -> None:
+        turn = self._turns.setdefault(topic, _Turn())
+        loop = asyncio.get_running_loop()
+        if turn.next is not None:
+            return
+        if loop.time() < turn.until:
+            turn.next = loop.call_at(turn.until, self._begin_turn, topic, turn)
+        else:
+            self._begin_turn(topic, turn)
+
+    def _begin_turn(self, topic: str, turn: _Turn) -> None:
+        watches = self._watches.get(topic, ())
+        if not watches and turn.next is not None:  # nobody is left: all have ended
+            self._turns.pop(topic, None)
+            return
+        # Those who were just answered are about to come back.
+        turn.wide, turn.next = max(len(watches), turn.wide // 2), None
+        turn.until = asyncio.get_running_loop().time() + turn.wide * EACH
+        for watch in watches:
+            watch.wake()
 
     def wake_all(self) -> None:
         """Wake every watch: something may have been missed."""
