@@ -62,13 +62,14 @@ def serving(folder: Path, *, nodes: int | None = None, pinned: bool = False) -> 
     Its log goes where every director's goes, and its disk is the checkout's.
     """
     mine, others = cores()
-    with _on_path(CONNECTOR), on(mine if pinned else os.sched_getaffinity(0)):
-        director = embedded(folder, nodes=nodes).start()
-    try:
-        with on(others if pinned else os.sched_getaffinity(0)):
-            yield director
-    finally:
-        director.stop()
+    with _on_path(CONNECTOR):
+        with on(mine if pinned else os.sched_getaffinity(0)):
+            director = embedded(folder, nodes=nodes).start()
+        try:
+            with on(others if pinned else os.sched_getaffinity(0)):
+                yield director
+        finally:
+            director.stop()
 
 
 @contextmanager
