@@ -176,6 +176,8 @@ def test_each_shared_step_has_its_own_folder_variables_and_usage(run: Run) -> No
 
     def place(burn: bool, before: object = None) -> tuple[str, str | None]:
         os.environ["LEFT"] = "over"
+        assert not os.listdir(".")
+        Path("left").touch()
         if burn:
             sum(range(5_000_000))
         return os.getcwd(), os.environ.get("MINE")

@@ -9,8 +9,12 @@ Invariant: a code is used by one class only, and is never reused for another mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+TYPE_CHECKING = (
+    False  # typing's own would load typing, which is more than all of the process from which steps are forked
+)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import ClassVar
 
 __all__ = [
     "BY_CODE",

@@ -16,44 +16,46 @@ The director never imports this module (a contract in CI holds that).
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import dataclasses
-import datetime as dt
-import decimal
-import enum
-import io
-import json
-import math
-import pathlib
-import pickle
+import binascii
+import builtins
+import marshal
 import sys
 import types
-import typing
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from _pickle import Unpickler
+from _pickle import dumps as _pickled
+from _pickle import loads as _unpickled
+from io import BytesIO
 
-import cloudpickle
+from fieldlab_common.compact import to_text
+from fieldlab_common.errors import InvalidMessage, UntrustedValue
 
-from fieldlab_common.errors import InvalidMessage, UnpicklableError, UntrustedValue
+TYPE_CHECKING = False  # no module is loaded here that a step which returns plain data does not need (``compact``)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-if typing.TYPE_CHECKING:  # it is loaded when there is a value that needs it
     from fieldlab_common.tables import Part
 
+    Reference = tuple[Any, ...]
+
 __all__ = [
+    "NO_ARGUMENTS",
     "EncodedValue",
     "Unresolved",
     "decode_value",
     "dumps_local",
     "encode_value",
     "loads_local",
+    "make_code",
+    "make_function",
+    "make_module",
+    "sample",
     "seal",
     "send_by_value",
+    "set_function",
+    "type_name",
     "unseal",
 ]
-
-Reference = tuple[Any, ...]
 
 MAGIC = b"fieldlab"
 ALIGN = 64
@@ -61,20 +63,15 @@ PART_BYTES = 32 * 1024  # what is smaller stands in the document, in base64
 
 # --- code and arguments -----------------------------------------------------------------------------------------------
 
-
-class _Sealer(cloudpickle.Pickler):  # type: ignore[misc]
-    def persistent_id(self, obj: Any) -> Reference | None:
-        refer = getattr(type(obj), "__fieldlab_reference__", None)
-        return None if refer is None else refer(obj)
+NO_ARGUMENTS = _pickled(((), {}), 5)  # the sealed arguments of most steps
 
 
-class _Unsealer(pickle.Unpickler):
-    def __init__(self, data: bytes, resolve: Callable[[Reference], Any]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._resolve = resolve
+class _Unsealer(Unpickler):
+    __slots__ = ("resolve",)
+    resolve: Callable[[Reference], Any]
 
     def persistent_load(self, pid: Any) -> Any:
-        return self._resolve(pid)
+        return self.resolve(pid)
 
 
 def seal(obj: Any, *, what: str) -> bytes:
@@ -85,80 +82,101 @@ def seal(obj: Any, *, what: str) -> bytes:
     Raises:
         UnpicklableError: naming the variable to blame.
     """
-    buffer = io.BytesIO()
-    try:
-        _Sealer(buffer, protocol=5).dump(obj)
-    except Exception as error:  # cloudpickle and user reducers raise anything; every one means the same here
-        culprit = _blame(obj)
-        raise UnpicklableError(
-            f"{what[:1].upper()}{what[1:]} cannot be sent to a node: {culprit or error}.",
-            advice="Create such objects inside the task, or pass plain data.",
-            details={"culprit": culprit or ""},
-        ) from error
-    return buffer.getvalue()
+    from fieldlab_common import sealing
+
+    return sealing.seal(obj, what)
 
 
 def unseal(data: bytes, resolve: Callable[[Reference], Any]) -> Any:
     """Open what ``seal`` made, on the node; ``resolve`` gives the value of each reference. Runs user code."""
-    return _Unsealer(data, resolve).load()
+    unsealer = _Unsealer(BytesIO(data))
+    unsealer.resolve = resolve
+    return unsealer.load()
 
 
 def send_by_value(module: types.ModuleType) -> None:
     """Let what ``module`` defines travel as code, and not by its name: for an installed module that no node has."""
-    cloudpickle.register_pickle_by_value(module)
+    from fieldlab_common import sealing
+
+    sealing.send_by_value(module)
 
 
 def dumps_local(value: Any) -> bytes:
     """A value for another step on the same node: a pickle, complete and private to the deployment."""
-    return bytes(cloudpickle.dumps(value, protocol=5))
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return _pickled(value, 5)
+    from fieldlab_common import sealing
+
+    return sealing.dumps(value)
 
 
 def loads_local(data: bytes) -> Any:
     """Open what ``dumps_local`` made. Runs user code; only a child process calls it."""
-    return pickle.loads(data)
+    return _unpickled(data)
 
 
-def _seals(obj: Any) -> bool:
-    try:
-        _Sealer(io.BytesIO(), protocol=5).dump(obj)
-    except Exception:  # noqa: BLE001 - the same as in seal
-        return False
-    return True
+# What sealed functions are made of again, by these names; ``sealing`` takes them apart.
 
 
-def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
-    """What an object is made of, with words for people."""
-    function = getattr(obj, "__func__", obj)
-    if isinstance(function, types.FunctionType):
-        code = function.__code__
-        for name in code.co_names:
-            if name in function.__globals__:
-                yield f"the global variable {name!r}", function.__globals__[name]
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            yield f"the variable {name!r} of the enclosing function", cell.cell_contents
-        for index, default in enumerate(function.__defaults__ or ()):
-            yield f"default value {index + 1}", default
-        if function is not obj:
-            yield "the task's own settings", obj.__self__
-    elif isinstance(obj, dict):
-        yield from ((f"the item {key!r}", value) for key, value in obj.items())
-    elif isinstance(obj, list | tuple | set | frozenset):
-        yield from ((f"item {index + 1}", value) for index, value in enumerate(obj))
-    elif hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType):
-        yield from ((f"the attribute {key!r}", value) for key, value in vars(obj).items())
+def make_code(python: tuple[int, int], data: bytes) -> types.CodeType:
+    """A function's code, which only the Python that compiled it can run."""
+    if python != sys.version_info[:2]:
+        made, runs = ".".join(map(str, python)), ".".join(map(str, sys.version_info[:2]))
+        raise ValueError(f"its code was compiled by Python {made}, and this is Python {runs}")
+    code: types.CodeType = marshal.loads(data)
+    return code
 
 
-def _blame(obj: Any, depth: int = 0) -> str:
-    if depth > 6:
-        return ""
-    for words, part in _parts(obj):
-        if not _seals(part):
-            inner = _blame(part, depth + 1)
-            return f"{words} ({inner})" if inner else f"{words} is a {_type_name(type(part))}, which cannot be pickled"
-    return ""
+def make_function(code: types.CodeType, names: dict[str, Any]) -> types.FunctionType:
+    """A function before ``set_function``; ``names`` are its globals, the same of several that share them."""
+    names["__builtins__"] = builtins.__dict__
+    cells = tuple([types.CellType() for _ in code.co_freevars])
+    return types.FunctionType(code, names, None, None, cells)
 
 
-def _type_name(cls: type) -> str:
+def set_function(function: Any, state: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Any], Any]) -> None:
+    """Give a function its attributes, its globals, what else it has, and the values of its cells.
+
+    This comes after ``make_function`` because any of it may refer to the function. The last part of ``state`` are
+    modules, which were imported by being there.
+    """
+    attributes, names, others, values, _ = state
+    if attributes:
+        function.__dict__.update(attributes)
+    function.__globals__.update(names)
+    for name, value in others.items():
+        setattr(function, name, value)
+    for cell, value in zip(function.__closure__ or (), values, strict=True):
+        if value:
+            cell.cell_contents = value[0]
+
+
+class _Made:
+    """Leaves as a call of ``make`` with ``arguments``, and what follows on it."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, then: tuple[Any, ...] = ()) -> None:
+        self._reduced = (make, arguments, *then)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
+
+
+def sample() -> bytes:
+    """A function that does nothing, as ``seal`` would make it, without what ``seal`` has to load."""
+    code = _Made(make_code, sys.version_info[:2], marshal.dumps((lambda: None).__code__, 2))
+    state: Any = ({}, {}, {"__module__": __name__, "__qualname__": "sample"}, [], ())
+    then = (state, None, None, set_function)
+    return _pickled(_Made(make_function, code, {"__name__": __name__}, then=then), 5)
+
+
+def make_module(name: str) -> types.ModuleType:
+    """The module of that name, imported if it was not."""
+    __import__(name)
+    return sys.modules[name]
+
+
+def type_name(cls: type) -> str:
+    """The name of a class, as people know it."""
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -172,6 +190,8 @@ class EncodedValue:
     ``exact``: opening it gives back precisely the value, also in a process that knows no user classes. ``summary`` is
     one short line for people. ``size`` is the length in bytes of what ``write`` gives, and of ``body``.
     """
+
+    __slots__ = ("_head", "_parts", "exact", "format", "json", "size", "summary")
 
     def __init__(
         self, format: str, head: bytes, summary: str, exact: bool, json: Any = None, parts: Sequence[Part] = ()
@@ -196,12 +216,23 @@ class EncodedValue:
         return bytes(made)
 
 
-@dataclasses.dataclass(frozen=True)
 class Unresolved:
     """A dataclass or enum member whose class the reading process has not imported: its type's name and its data."""
 
-    type_name: str
-    fields: dict[str, Any]
+    __slots__ = ("fields", "type_name")
+
+    def __init__(self, type_name: str, fields: dict[str, Any]) -> None:
+        self.type_name, self.fields = type_name, fields
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Unresolved):
+            return NotImplemented
+        return (self.type_name, self.fields) == (other.type_name, other.fields)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Unresolved(type_name={self.type_name!r}, fields={self.fields!r})"
 
 
 class _NotData(Exception):
@@ -217,7 +248,7 @@ class _Encoder:
         cls = type(value)
         if value is None or cls is bool:
             return value
-        simple = _ENCODE.get(cls)
+        simple = _ENCODE.get(cls) or _loaded(cls)
         if simple is not None:
             return simple(value)
         if cls is list:
@@ -236,19 +267,21 @@ class _Encoder:
         return {"$": "dict", "v": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
 
     def _other(self, value: Any, cls: type) -> Any:
-        if isinstance(value, enum.Enum):
+        if _is_a(value, "enum", "Enum"):
             self.exact = False
             return {"$": "enum", "type": _type_path(cls), "name": value.name, "v": self.encode(value.value)}
-        if dataclasses.is_dataclass(cls):
+        if hasattr(cls, "__dataclass_fields__"):
+            import dataclasses
+
             self.exact = False
             fields = {f.name: self.encode(getattr(value, f.name)) for f in dataclasses.fields(cls)}
             return {"$": "dataclass", "type": _type_path(cls), "v": fields}
-        if isinstance(value, pathlib.PurePath):
-            self.exact = self.exact and cls is type(pathlib.Path())
+        if _is_a(value, "pathlib", "PurePath"):
+            self.exact = self.exact and cls is type(sys.modules["pathlib"].Path())
             return {"$": "path", "v": str(value)}
         if cls.__module__.partition(".")[0] in ("numpy", "pandas", "pyarrow"):
             return self._table(value)
-        raise _NotData(_type_name(cls))
+        raise _NotData(type_name(cls))
 
     def _table(self, value: Any) -> Any:
         from fieldlab_common import tables
@@ -275,8 +308,13 @@ class _Encoder:
         return {"v": _b64(data)}
 
 
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Whether it is an instance of the module's class: without that module, it cannot be."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
+
+
 def _b64(data: bytes | bytearray) -> str:
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def _is_text(value: str) -> bool:
@@ -296,7 +334,7 @@ def _int(value: int) -> Any:
 
 
 def _float(value: float) -> Any:
-    return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+    return value if value - value == 0 else {"$": "float", "v": repr(value)}
 
 
 def _str(value: str) -> Any:
@@ -307,8 +345,10 @@ def _moment(kind: str) -> Callable[[Any], Any]:
     def run(value: Any) -> Any:
         zone = getattr(value, "tzinfo", None)
         key = getattr(zone, "key", None)
+        import datetime as dt
+
         if zone is not None and key is None and type(zone) is not dt.timezone:
-            raise _NotData(_type_name(type(zone)))
+            raise _NotData(type_name(type(zone)))
         document = {"$": kind, "v": value.isoformat()}
         if key is not None:
             document["zone"] = key
@@ -326,14 +366,25 @@ _ENCODE: dict[type, Callable[[Any], Any]] = {
     float: _float,
     str: _str,
     complex: lambda v: {"$": "complex", "v": [repr(v.real), repr(v.imag)]},
-    dt.datetime: _moment("datetime"),
-    dt.date: _moment("date"),
-    dt.time: _moment("time"),
-    dt.timedelta: lambda v: {"$": "timedelta", "v": [v.days, v.seconds, v.microseconds]},
-    decimal.Decimal: lambda v: {"$": "decimal", "v": str(v)},
-    uuid.UUID: lambda v: {"$": "uuid", "v": str(v)},
     range: lambda v: {"$": "range", "v": [hex(v.start), hex(v.stop), hex(v.step)]},
 }
+# Of modules that a process may not have loaded; it has none of their values then.
+_LOADED: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "datetime": {
+        "datetime": _moment("datetime"),
+        "date": _moment("date"),
+        "time": _moment("time"),
+        "timedelta": lambda v: {"$": "timedelta", "v": [v.days, v.seconds, v.microseconds]},
+    },
+    "decimal": {"Decimal": lambda v: {"$": "decimal", "v": str(v)}},
+    "uuid": {"UUID": lambda v: {"$": "uuid", "v": str(v)}},
+}
+
+
+def _loaded(cls: type) -> Callable[[Any], Any] | None:
+    """How values of a class of such a module are encoded, if it is one."""
+    found = _LOADED.get(cls.__module__, {}).get(cls.__name__)
+    return found if found is not None and getattr(sys.modules[cls.__module__], cls.__name__, None) is cls else None
 
 
 def encode_value(value: Any) -> EncodedValue:
@@ -350,12 +401,12 @@ def encode_value(value: Any) -> EncodedValue:
         return EncodedValue("json", _dumps(document), _summary(value), encoder.exact, document)
     except (_NotData, RecursionError):
         pass
-    data = seal(value, what=f"the result, a {_type_name(type(value))},")
-    return EncodedValue("pickle", data, f"{_type_name(type(value))} (pickle)", exact=False)
+    data = seal(value, what=f"the result, a {type_name(type(value))},")
+    return EncodedValue("pickle", data, f"{type_name(type(value))} (pickle)", exact=False)
 
 
 def _dumps(document: Any) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return to_text(document).encode()
 
 
 def _beside(document: Any, parts: Sequence[Part], summary: str, exact: bool) -> EncodedValue:
@@ -379,15 +430,16 @@ def _summary(value: Any) -> str:
         what = "array" if type(value).__module__ == "numpy" else type(value).__name__.lower()
         return f"{value.dtype} {what} {tuple(value.shape)}"
     if hasattr(value, "columns") and hasattr(value, "shape"):
-        return f"{_type_name(type(value))} {tuple(value.shape)}"
+        return f"{type_name(type(value))} {tuple(value.shape)}"
     if isinstance(value, bytes | bytearray):
         return f"{len(value)} bytes"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    if type(value) in _ENCODE or value is None or isinstance(value, bool | pathlib.PurePath):
+    cls = type(value)
+    if value is None or cls is bool or cls in _ENCODE or _loaded(cls) or _is_a(value, "pathlib", "PurePath"):
         text = repr(value[:80] if isinstance(value, str) else value)
         return text if len(text) <= 60 else text[:57] + "..."
-    return _type_name(type(value))
+    return type_name(cls)
 
 
 def decode_value(format: str, document: Any = None, data: Any = b"", *, trust: bool = False) -> Any:
@@ -405,7 +457,7 @@ def decode_value(format: str, document: Any = None, data: Any = b"", *, trust: b
                 "The value is a pickle, and opening a pickle can run any code.",
                 advice="If you trust the node and the task, open it with .trust(); better, return plain data.",
             )
-        return pickle.loads(data)
+        return _unpickled(data)
     if format not in ("json", "parts"):
         raise InvalidMessage(f"{format!r} is no format of values; there are json, parts and pickle.")
     try:
@@ -422,6 +474,8 @@ def _with_parts(data: memoryview) -> Any:
         raise InvalidMessage("A value is malformed: it does not begin as one with parts does.")
     length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
     position = ALIGN + _aligned(length)
+    import json
+
     head = json.loads(bytes(data[ALIGN : ALIGN + length]))
     parts = []
     for size in head["parts"]:
@@ -455,18 +509,17 @@ def _decode(doc: Any) -> Any:
     return decoder(doc)
 
 
-def _parse_moment(cls: Any) -> Callable[[dict[str, Any]], Any]:
-    def run(doc: dict[str, Any]) -> Any:
-        value = cls.fromisoformat(doc["v"])
-        if "zone" in doc:
-            import zoneinfo
+def _parse_moment(doc: dict[str, Any]) -> Any:
+    import datetime as dt
 
-            value = value.replace(tzinfo=zoneinfo.ZoneInfo(doc["zone"]))
-        if "offset" in doc:
-            value = value.replace(tzinfo=dt.timezone(dt.timedelta(microseconds=int(doc["offset"]))))
-        return value.replace(fold=1) if "fold" in doc else value
+    value = getattr(dt, doc["$"]).fromisoformat(doc["v"])
+    if "zone" in doc:
+        import zoneinfo
 
-    return run
+        value = value.replace(tzinfo=zoneinfo.ZoneInfo(doc["zone"]))
+    if "offset" in doc:
+        value = value.replace(tzinfo=dt.timezone(dt.timedelta(microseconds=int(doc["offset"]))))
+    return value.replace(fold=1) if "fold" in doc else value
 
 
 def _known(path: str) -> Any:
@@ -479,28 +532,38 @@ def _known(path: str) -> Any:
 
 
 def _decode_dataclass(doc: dict[str, Any]) -> Any:
+    import dataclasses
+
     fields = {k: _decode(v) for k, v in doc["v"].items()}
     cls = _known(doc["type"])
-    if cls is None or not dataclasses.is_dataclass(cls) or {f.name for f in dataclasses.fields(cls)} != set(fields):
+    if (
+        cls is None
+        or not hasattr(cls, "__dataclass_fields__")
+        or {f.name for f in dataclasses.fields(cls)} != set(fields)
+    ):
         return Unresolved(doc["type"], fields)
-    value: Any = object.__new__(typing.cast(type[Any], cls))
+    value: Any = object.__new__(cls)
     for name, item in fields.items():
         object.__setattr__(value, name, item)
     return value
 
 
 def _decode_enum(doc: dict[str, Any]) -> Any:
+    import enum
+
     cls, value = _known(doc["type"]), _decode(doc["v"])
     if cls is not None and issubclass(cls, enum.Enum) and doc["name"] in cls.__members__:
         return cls.__members__[doc["name"]]
     if cls is not None and issubclass(cls, enum.Flag):  # several at once, or none, have no member of their own
-        with contextlib.suppress(ValueError):
+        try:
             return cls(value)
+        except ValueError:
+            pass
     return Unresolved(doc["type"], {"name": doc["name"], "value": value})
 
 
 def _raw(doc: Mapping[str, Any]) -> Any:
-    return doc["raw"] if "raw" in doc else base64.b64decode(doc["v"])
+    return doc["raw"] if "raw" in doc else binascii.a2b_base64(doc["v"])
 
 
 def _tabular(doc: dict[str, Any]) -> Any:
@@ -512,18 +575,18 @@ def _tabular(doc: dict[str, Any]) -> Any:
 _DECODE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "int": lambda d: int(d["v"], 16),
     "float": lambda d: float(d["v"]),
-    "str": lambda d: base64.b64decode(d["v"]).decode("utf-8", "surrogatepass"),
+    "str": lambda d: binascii.a2b_base64(d["v"]).decode("utf-8", "surrogatepass"),
     "bytes": lambda d: bytes(_raw(d)),
     "bytearray": lambda d: bytearray(_raw(d)),
     "complex": lambda d: complex(float(d["v"][0]), float(d["v"][1])),
-    "datetime": _parse_moment(dt.datetime),
-    "date": _parse_moment(dt.date),
-    "time": _parse_moment(dt.time),
-    "timedelta": lambda d: dt.timedelta(*d["v"]),
-    "decimal": lambda d: decimal.Decimal(d["v"]),
-    "uuid": lambda d: uuid.UUID(d["v"]),
+    "datetime": _parse_moment,
+    "date": _parse_moment,
+    "time": _parse_moment,
+    "timedelta": lambda d: make_module("datetime").timedelta(*d["v"]),
+    "decimal": lambda d: make_module("decimal").Decimal(d["v"]),
+    "uuid": lambda d: make_module("uuid").UUID(d["v"]),
     "range": lambda d: range(*(int(v, 16) for v in d["v"])),
-    "path": lambda d: pathlib.Path(d["v"]),
+    "path": lambda d: make_module("pathlib").Path(d["v"]),
     "tuple": lambda d: tuple(_decode(v) for v in d["v"]),
     "set": lambda d: {_decode(v) for v in d["v"]},
     "frozenset": lambda d: frozenset(_decode(v) for v in d["v"]),

@@ -51,7 +51,7 @@ def _way(cls: type) -> Callable[[Any], Any] | None:
     if is_dataclass(cls):
         return _encoder(cls)
     if issubclass(cls, Enum):
-        return lambda value: value.value
+        return lambda value: value._value_
     if issubclass(cls, Mapping):
         return lambda value: {k: encode(v) for k, v in value.items()}
     if issubclass(cls, list | tuple):

@@ -176,9 +176,7 @@ class Answers:
         ):
             raise DefinitionError(f"parties={parties!r}: it is a number from 1, 'all', or a role.")
         book, round = self._deployment.book, self._deployment.place_of(attempt)[1]
-        if not book.arrivals.has(
-            name, round, self._deployment.name, attempt.job["step"], attempt.job["iteration"] or 0
-        ):
+        if not book.arrivals.has(name, round, self._deployment.name, attempt.key.step, attempt.key.iteration or 0):
             self._deployment.send_event(attempt, BARRIER, arrival(name, round), len(name))
 
         def look() -> bool:

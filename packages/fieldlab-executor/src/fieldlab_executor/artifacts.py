@@ -11,10 +11,10 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from fieldlab_executor.instructions import Key
 from fieldlab_executor.loop import Loop
 
 __all__ = ["Hashed", "Hasher"]
@@ -24,9 +24,9 @@ _BLOCK = 1 << 20
 
 @dataclass(eq=False)
 class Hashed:
-    """A declared file of a job's; ``digest`` None: it is lost, for ``problem``."""
+    """A declared file of an attempt's; ``digest`` None: it is lost, for ``problem``."""
 
-    job: Mapping[str, Any]
+    key: Key
     name: str
     path: str
     digest: str | None = None

@@ -14,14 +14,14 @@ from __future__ import annotations
 import codecs
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from fieldlab_common.errors import InvalidMessage
 
 from fieldlab_executor import frames, processes
 from fieldlab_executor.eventlog import Waiter
-from fieldlab_executor.instructions import Evaluate
+from fieldlab_executor.instructions import Evaluate, Key
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Taker, Warm
 from fieldlab_executor.secrets import Secrets
@@ -99,17 +99,24 @@ class Output:
 
 
 class Attempt:
-    """``subject`` is what the supervisor knows it by: an attempt's key, or the number of an evaluation."""
+    """``number`` is that of its job; ``key`` is the attempt's, and ``question`` what it answers instead, if it is none.
 
-    def __init__(self, loop: Loop, host: Host, subject: Any, job: Mapping[str, Any]) -> None:
+    ``shared``: it runs in a worker.
+    """
+
+    def __init__(
+        self, loop: Loop, host: Host, number: int, key: Key, *, shared: bool, question: Evaluate | None = None
+    ) -> None:
         self._loop = loop
         self._host = host
-        self.subject = subject
-        self.job = job
+        self.number = number
+        self.key = key
+        self.shared = shared
+        self.question = question
+        self.folder = ""  # that was lent to it
         self.child: Warm | None = None
         self.exit: Exit | None = None
         self.early = False  # it was over before its child had been reaped
-        self.shared = bool(job["shared"])  # it runs in a worker
         self.worker: Warm | None = None  # which waits for its next job
         self.disturbed = False  # it was told to stop, and may not have heard of it when it answers
         self.result: dict[str, Any] | None = None
@@ -126,7 +133,6 @@ class Attempt:
         self.timer: Timer | None = None
         self.deadline: Timer | None = None
         self.taker: Taker | None = None  # it waits for a child
-        self.question: Evaluate | None = None  # it answers this
         self.note = ""  # why there never was an exit
         self._known: set[int] = set()  # descendants seen when it was killed
         self._out = bytearray()
@@ -152,18 +158,23 @@ class Attempt:
 
     # --- while it runs
 
-    def begin(self, child: Warm) -> None:
+    @property
+    def subject(self) -> Key | int:
+        """What the supervisor knows it by: its key, or the number of its question."""
+        return self.key if self.question is None else self.question.id
+
+    def begin(self, child: Warm, job: frames.Job) -> None:
         """Hand the job to the child."""
         self.child = child
         child.begin(self)
-        self.write(self.job)
+        self.write(job)
 
-    def write(self, header: Mapping[str, Any], data: bytes = b"") -> None:
+    def write(self, header: dict[str, Any] | frames.Job) -> None:
         """Send a frame to the child, as soon as it takes it."""
         if self.child is None or self.exit is not None:
             return
         waits = bool(self._out)
-        self._out += frames.pack(header, data)
+        self._out += frames.tell(header)
         if not waits:
             self._flush()
 
@@ -223,8 +234,8 @@ class Attempt:
     def _end_early(self, child: Warm) -> None:
         """The child has left nothing behind, and ends, or waits for its next job: it is not waited for."""
         try:
-            cpu, peak = self.result["usage"] if self.result else (0.0, 0)
-            self.exit, self.early = Exit(child.pid, 0, float(cpu), int(peak)), True
+            cpu, peak = self.result["usage"] if self.result else (0, 0)  # microseconds, KiB
+            self.exit, self.early = Exit(child.pid, 0, cpu / 1e6, peak * 1024), True
         except (TypeError, ValueError):  # not what our code sends; its exit will tell
             return
         self._drain_all(child)

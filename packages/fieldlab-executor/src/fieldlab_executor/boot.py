@@ -4,9 +4,13 @@ Nothing but this is imported before the hooks for forks are collected. ``command
 run from such a folder, for whoever is the executor already and knows no other way to it.
 """
 
+import os
+
 from fieldlab_executor import forkhooks
 
-__all__ = ["BOOT", "command", "main"]
+__all__ = ["ASKED", "BOOT", "command", "main"]
+
+ASKED = "FIELDLAB_ASKED"  # the name of a variable that is for the spawner itself, and for nothing that it starts
 
 BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from fieldlab_executor.boot import main; main()"
 _COMMAND = (
@@ -21,6 +25,8 @@ def command(python: str, site: str) -> list[str]:
 
 def main() -> None:
     """Load the spawner, then run it."""
+    if (asked := os.environ.pop(ASKED, None)) is not None:
+        os.environ.pop(asked, None)
 
     def load() -> None:
         import fieldlab_executor.spawner  # noqa: F401

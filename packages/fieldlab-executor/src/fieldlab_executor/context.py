@@ -46,6 +46,7 @@ from fieldlab_common.node import Node
 from fieldlab_common.wire import decode
 
 from fieldlab_executor import frames
+from fieldlab_executor.given import Given
 
 __all__ = ["Codec", "Connection", "Context", "check_event"]
 
@@ -86,14 +87,14 @@ class Connection:
         self._reader: threading.Thread | None = None
         self._stop = threading.Event()
         self._heeds: dict[int, Any] = {}  # the signals that it answers, and how they were answered before
-        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[frames.Job | None] = queue.SimpleQueue()
 
     @property
     def threads(self) -> int:
         """How many threads of its own it has."""
         return 0 if self._reader is None else 1
 
-    def next_job(self) -> dict[str, Any] | None:
+    def next_job(self) -> frames.Job | None:
         """Forget what belonged to the last job, and wait for the next; None if the supervisor is gone."""
         self._stop = threading.Event()
         for number, before in self._heeds.items():
@@ -101,8 +102,8 @@ class Connection:
         self._heeds.clear()
         if self._reader is not None:
             return self._jobs.get()
-        frame = frames.receive(self._fd)
-        return None if frame is None else frame[0]
+        job: frames.Job | None = frames.receive(self._fd)
+        return job
 
     @property
     def stopping(self) -> threading.Event:
@@ -164,15 +165,14 @@ class Connection:
                 self._reader.start()
 
     def _read(self) -> None:
-        while frame := frames.receive(self._fd):
-            header = frame[0]
-            if header.get("op") == "stop":
+        while header := frames.receive(self._fd):
+            if type(header) is tuple:
+                self._jobs.put(header)
+            elif header.get("op") == "stop":
                 self._stop.set()
             elif answer := self._waiting.pop(header.get("re", 0), None):
                 answer.content = header
                 answer.came.set()
-            elif "kind" in header:
-                self._jobs.put(header)
         self._jobs.put(None)
         self._stop.set()
         for answer in list(self._waiting.values()):
@@ -349,11 +349,11 @@ class _LogHandler(logging.Handler):
 class Context(TaskContext):
     """The TaskContext of one attempt."""
 
-    def __init__(self, root: str, job: Mapping[str, Any], connection: Connection, values: Codec) -> None:
-        with open(os.path.join(root, "context.json"), "rb") as file:
+    def __init__(self, given: Given, connection: Connection, values: Codec) -> None:
+        with open(os.path.join(given.root, "context.json"), "rb") as file:
             facts = json.load(file)
         self._connection = connection
-        self._artifacts = job["artifacts"]
+        self._artifacts = given.artifacts
         self._declared: dict[str, Artifact] = {}
         self.events = _Events(connection)
         self.results = _Results(connection, values)
@@ -363,9 +363,9 @@ class Context(TaskContext):
         self.experiment = ExperimentView(name=facts["experiment"], id=facts["experiment_id"], deployments=members)
         self.deployment = facts["deployment"]
         self.clock = Clock(offset=facts["clock"][0], bound=facts["clock"][1])
-        self.step = job["step"]
-        self.attempt = job["attempt"]
-        self.iteration = (job["iteration"] if job["iteration"] is not None else paths.iteration_of(self.step)) or 0
+        self.step = given.step
+        self.attempt = given.attempt
+        self.iteration = (given.iteration if given.iteration is not None else paths.iteration_of(self.step)) or 0
         self.log = _logger(connection, self.step)
 
     @property

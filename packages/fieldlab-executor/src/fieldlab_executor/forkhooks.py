@@ -11,13 +11,16 @@ Invariant: only hooks that are known to be needless here are left out; every oth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
-__all__ = ["collect", "register"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["collect", "collected", "register"]
 
 _NEEDLESS = frozenset({"threading", "logging"})
-_collected: list[dict[str, Callable[[], object]]] = []
+collected: list[dict[str, Callable[[], object]]] = []
 
 
 def collect(load: Callable[[], object]) -> None:
@@ -26,7 +29,7 @@ def collect(load: Callable[[], object]) -> None:
 
     def keep(**hooks: Callable[[], object]) -> None:
         if all(getattr(hook, "__module__", "") in _NEEDLESS for hook in hooks.values()):
-            _collected.append(hooks)
+            collected.append(hooks)
         else:
             register_at_fork(**hooks)
 
@@ -39,6 +42,6 @@ def collect(load: Callable[[], object]) -> None:
 
 def register() -> None:
     """In a child: register what was collected, for the forks that user code may make."""
-    for hooks in _collected:
+    for hooks in collected:
         os.register_at_fork(**hooks)
-    _collected.clear()
+    collected.clear()

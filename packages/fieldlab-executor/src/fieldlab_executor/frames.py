@@ -1,7 +1,9 @@
 """What supervisor, spawner and children say to each other, as bytes.
 
-Between supervisor and child a frame is a JSON header and opaque bytes behind it, both counted in front: the supervisor
-never has to look into a value. Between supervisor and spawner each message is one packet of a few numbers, because
+Between supervisor and child a frame is a header and opaque bytes behind it, both counted in front: the supervisor
+never has to look into a value. What a child says has a header in JSON, because the supervisor believes nobody; what it
+is told is in the format of ``marshal``, which a process that has not loaded ``json`` can read, and only a child ever
+does. Between supervisor and spawner each message is one packet of a few numbers, because
 there the kernel keeps the borders and a child's descriptors travel with its packet.
 
 Invariant: a length over ``MAX_FRAME`` is refused before anything is kept, so that no child can fill the supervisor.
@@ -9,46 +11,94 @@ Invariant: a length over ``MAX_FRAME`` is refused before anything is kept, so th
 
 from __future__ import annotations
 
-import json
-import os
+import marshal
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Any
+from marshal import loads as _loads
+from os import read
 
+from fieldlab_common.compact import to_ascii
 from fieldlab_common.errors import InvalidMessage
 
-__all__ = ["CHILD", "EXIT", "FAILED", "FORK", "MAX_FRAME", "ORPHAN", "Frame", "Unpacker", "pack", "receive"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
-Frame = tuple[dict[str, Any], bytes]
+    Frame = tuple[dict[str, Any], bytes]
+    # What it is (CALL …), number, step, attempt, iteration, sealed code, sealed arguments, folder, and what few have.
+    Job = tuple[int, int, str, int, int | None, bytes | str, bytes | str, str, dict[str, Any] | None]
+
+__all__ = [
+    "CALL",
+    "CHILD",
+    "EVALUATE",
+    "EXIT",
+    "FAILED",
+    "FDS",
+    "FORK",
+    "LOAD",
+    "MAX_FRAME",
+    "NONE",
+    "ORPHAN",
+    "SHARED",
+    "Frame",
+    "Job",
+    "Unpacker",
+    "pack",
+    "receive",
+    "tell",
+    "told",
+]
 
 MAX_FRAME = 64 * 1024 * 1024
 _HEAD = struct.Struct(">II")  # lengths of header and bytes
+_SIZE = _HEAD.size
+_lengths = _HEAD.unpack
+_MARSHAL = 2  # of its formats, one that every Python writes and reads alike: an environment may have another
 
-# Packets between supervisor and spawner. To the spawner: FORK (how many). From it: CHILD (pid; its descriptors beside
+# Packets between supervisor and spawner. To the spawner: FORK (how many); LOAD (what ``tell`` makes of names of modules
+# follows). From it: CHILD (pid; its descriptors beside
 # it), FAILED (errno of a fork that failed), EXIT (pid, wait status, CPU seconds, peak memory in KiB), then orphans.
 FORK = struct.Struct("<cI")
+LOAD = b"L"
 CHILD = struct.Struct("<cI")
 FAILED = struct.Struct("<cI")
 EXIT = struct.Struct("<cIidQ")
+FDS = struct.Struct("@3i")  # a child's descriptors: its socket, and what is to be read of its output
 ORPHAN = struct.Struct("<I")
 
 
+# What a child is to do: call a step's code, or answer a question of the machine's; and then wait for the next job.
+CALL, EVALUATE, SHARED = 1, 2, 4
+# That a job returned None, and used so many microseconds of CPU time and KiB of memory.
+_NONE = b'{"op":"result","usage":[%14d,%14d]}'
+NONE = _HEAD.pack(len(_NONE % (0, 0)), 4) + _NONE + b"null"
+
+
 def pack(header: Mapping[str, Any], data: bytes = b"") -> bytes:
-    """One frame."""
-    head = _encode(header).encode()
+    """One frame of a child's, or of anybody's but to a child."""
+    head = to_ascii(header).encode()
     if len(head) > MAX_FRAME or len(data) > MAX_FRAME:
         raise InvalidMessage(f"A message of {len(head) + len(data)} bytes is over the limit of {MAX_FRAME}.")
     return _HEAD.pack(len(head), len(data)) + head + data
 
 
-# Without what json.loads and json.dumps do around it: in a fresh child each function that runs is memory to be copied.
-_decode = json.JSONDecoder().raw_decode
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+def tell(header: dict[str, Any] | list[str] | Job) -> bytes:
+    """One frame to a child; the header is made of dictionaries, lists, tuples, text, bytes, numbers, bools and None.
+
+    A job is a tuple, everything else that a child is told is a dictionary.
+    """
+    head = marshal.dumps(header, _MARSHAL)
+    if len(head) > MAX_FRAME:
+        raise InvalidMessage(f"A message of {len(head)} bytes is over the limit of {MAX_FRAME}.")
+    return _HEAD.pack(len(head), 0) + head
 
 
 def _parse(head: bytes) -> dict[str, Any]:
+    import json  # whom a child tells something has it
+
     try:
-        header, _ = _decode(head.decode())
+        header = json.loads(head)
     except ValueError as error:
         raise InvalidMessage(f"A frame's header is not JSON: {error}.") from error
     if type(header) is not dict:
@@ -89,19 +139,23 @@ class Unpacker:
             yield frame
 
 
-def receive(fd: int) -> Frame | None:
-    """Wait for one frame; None at the end of the stream. For a descriptor that only one thread reads."""
-    data = b""
-    while len(data) < _HEAD.size:
-        more = os.read(fd, _HEAD.size - len(data))
+def receive(fd: int) -> Any:
+    """Wait for what the supervisor has to say; None when it is gone. For a descriptor that only one thread reads."""
+    head = _read(fd, _SIZE)
+    body = head and _read(fd, _lengths(head)[0])
+    return _loads(body) if body else None
+
+
+def told(packet: bytes) -> Any:
+    """What ``tell`` made into one packet."""
+    return _loads(packet[_SIZE:])
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = read(fd, size)
+    while len(data) < size:
+        more = read(fd, size - len(data))
         if not more:
-            return None
+            return b""
         data += more
-    head, body = _HEAD.unpack(data)
-    rest = os.read(fd, head + body)
-    while len(rest) < head + body:
-        more = os.read(fd, head + body - len(rest))
-        if not more:
-            return None
-        rest += more
-    return _parse(rest[:head]), rest[head:]
+    return data

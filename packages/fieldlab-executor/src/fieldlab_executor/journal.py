@@ -175,22 +175,23 @@ class Journal:
 
     # --- what the supervisor and the link call
 
-    def append(self, lane: Lane, record: bytes) -> int:
-        """Append a record (the JSON of a ``protocol.Record``) and return its number.
+    def append(self, lane: Lane, *records: bytes) -> int:
+        """Append records (the JSON of a ``protocol.Record`` each) with one write; the number of the last.
 
-        A bulk record that finds no room is dropped, and is part of a gap.
+        Bulk records that find no room are dropped, and are part of a gap; of control, all are kept or none.
 
         Raises:
             JournalFull: no room is left for a control record. JournalError: the disk failed.
             InvalidMessage: the record is longer than a frame may be.
         """
-        if len(record) > MAX_FRAME:
-            raise InvalidMessage(f"A record of {len(record)} bytes is over the limit of {MAX_FRAME}.")
+        if (longest := max(map(len, records))) > MAX_FRAME:
+            raise InvalidMessage(f"A record of {longest} bytes is over the limit of {MAX_FRAME}.")
         with self._wake:
             self._check()
             spool = self._spools[lane]
-            spool.written += 1
-            self._store(spool, frame(spool.written, record))
+            first = spool.written + 1
+            spool.written += len(records)
+            self._store(spool, first, b"".join(map(frame, range(first, spool.written + 1), records)))
             if not spool.dirty:
                 spool.dirty = True
                 spool.news.notify()
@@ -351,11 +352,11 @@ class Journal:
         if self._closed:
             raise JournalError(f"The journal in {self._path} is closed.")
 
-    def _store(self, spool: _Spool, data: bytes) -> None:
-        """Write one frame, making room as far as that is possible."""
+    def _store(self, spool: _Spool, first: int, data: bytes) -> None:
+        """Write the frames from number ``first`` on, making room as far as that is possible."""
         while True:
             try:
-                self._write(spool, data)
+                self._write(spool, first, data)
                 break
             except OSError as error:
                 if error.errno not in _FULL:
@@ -367,14 +368,14 @@ class Journal:
                     spool.dropped += len(data)
                     spool.gap = spool.written
                     return
-                spool.written -= 1
+                spool.written = first - 1
                 raise JournalFull(f"The journal in {self._path} is full: {error}.") from error
         if spool.lane is Lane.BULK:
             while spool.size > self._quota and len(spool.segments) > 1:
                 self._drop(spool)
 
-    def _write(self, spool: _Spool, data: bytes) -> None:
-        segment = self._current(spool, len(data))
+    def _write(self, spool: _Spool, first: int, data: bytes) -> None:
+        segment = self._current(spool, first, len(data))
         assert segment.descriptor is not None
         begun = segment.size
         done = 0
@@ -390,12 +391,12 @@ class Journal:
         spool.size += done
         spool.pending.add(segment.descriptor)
 
-    def _current(self, spool: _Spool, size: int) -> _Segment:
-        """The segment that the next record goes to: a new one when the last is full, or ended before a gap."""
+    def _current(self, spool: _Spool, first: int, size: int) -> _Segment:
+        """The segment that record ``first`` goes to: a new one when the last is full, or ended before a gap."""
         last = spool.segments[-1] if spool.segments else None
-        if last is None or last.last + 1 != spool.written or (last.size and last.size + size > self._segment_bytes):
-            path = os.path.join(spool.path, f"{spool.written:016d}{_SUFFIX}")
-            segment = _Segment(path, spool.written, spool.written - 1, descriptor=self._files.open(path))
+        if last is None or last.last + 1 != first or (last.size and last.size + size > self._segment_bytes):
+            path = os.path.join(spool.path, f"{first:016d}{_SUFFIX}")
+            segment = _Segment(path, first, first - 1, descriptor=self._files.open(path))
             if last is not None and last.descriptor is not None:
                 spool.closing.append(last.descriptor)
                 last.descriptor = None

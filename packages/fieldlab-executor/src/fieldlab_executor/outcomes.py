@@ -47,8 +47,11 @@ def judge(attempt: Attempt, limits: Limits, now: float) -> tuple[Outcome, Large 
         if "reason" in result:
             reason, message, error = _failure(attempt, result, limits, now)
             return Outcome(state=StepState.FAILED, reason=reason, message=message, error=error, **given), None
-        value, large = _value(attempt.data, result["value"])
-        handle = result["handle"]
+        if "value" not in result:
+            value, large, handle = ValueRef(format="json", size=4, summary="None"), None, None
+        else:
+            value, large = _value(attempt.data, result["value"])
+            handle = result.get("handle", {"j": value.json})
     except (KeyError, TypeError, ValueError) as wrong:
         message = f"The process gave a malformed result: {wrong!r:.200}."
         return Outcome(state=StepState.FAILED, reason=Reason.BAD_RESULT, message=message, **given), None

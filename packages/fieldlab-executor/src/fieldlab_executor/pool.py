@@ -7,7 +7,6 @@ does it. A child is *warm* until it is taken; taking one costs nothing but the r
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from fieldlab_executor import frames, processes
+from fieldlab_executor import boot, frames, processes
 from fieldlab_executor.boot import BOOT
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.room import Room, files, room
@@ -29,6 +28,8 @@ _WARM = 2
 _MOST_AT_ONCE = 16  # forks asked for and not yet done
 _RETRY = 0.2  # seconds until a fork that failed is tried again
 _MAX_PACKET = 8192
+_BESIDE = socket.CMSG_SPACE(frames.FDS.size)
+_BIND_NOW = "LD_BIND_NOW"  # ld.so(8)
 
 Taker = Callable[["Warm"], None]
 
@@ -168,10 +169,15 @@ class Pool:
         self.pid, self._control, self._asked = pid, ours, 0
         self._loop.watch(ours.fileno(), self._readable)
 
-    def configure(self, config: Mapping[str, Any]) -> None:
+    def configure(self, config: dict[str, Any]) -> None:
         """Tell the spawner where the deployment is; the first children are forked then."""
-        self._send(json.dumps(config).encode())
+        self._send(frames.tell(config))
         self._ask()
+
+    def preload(self, names: list[str]) -> None:
+        """Have the children that are forked from now on find these modules imported."""
+        if names:
+            self._send(frames.LOAD + frames.tell(names))
 
     def take(self, taker: Taker) -> None:
         """Give ``taker`` a child, now or as soon as there is one."""
@@ -219,25 +225,25 @@ class Pool:
         control = self._control
         while control is not None and control is self._control:
             try:
-                packet, fds, _, _ = socket.recv_fds(control, _MAX_PACKET, 3)
+                packet, beside, _, _ = control.recvmsg(_MAX_PACKET, _BESIDE)
             except BlockingIOError:
                 return
             except ConnectionError:
-                packet, fds = b"", []
+                packet, beside = b"", []
             if not packet:
                 self.close()
                 self._on_lost()
                 return
-            self._heard(packet, fds)
+            self._heard(packet, beside[0][2] if beside else b"")
 
-    def _heard(self, packet: bytes, fds: list[int]) -> None:
+    def _heard(self, packet: bytes, fds: bytes) -> None:
         kind = packet[:1]
         if kind == b"X":
             self._on_exit(Exit.of(packet))
         elif kind == b"C":
             self._asked -= 1
             self._open += 1
-            self._serve(Warm(self._loop, self._freed, frames.CHILD.unpack(packet)[1], *fds))
+            self._serve(Warm(self._loop, self._freed, frames.CHILD.unpack(packet)[1], *frames.FDS.unpack(fds)))
             self._ask()
         else:  # a fork failed: there may be room again when something has ended
             self._asked -= 1
@@ -259,7 +265,9 @@ def _become(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
         os.dup2(null, 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        os.execve(command[0], list(command), dict(env))
+        # Every child would look up again what a library calls for the first time in it.
+        early = {} if _BIND_NOW in env else {_BIND_NOW: "1", boot.ASKED: _BIND_NOW}
+        os.execve(command[0], list(command), {**env, **early})
     finally:
         os._exit(71)
 

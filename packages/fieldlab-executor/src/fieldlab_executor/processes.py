@@ -10,13 +10,13 @@ Everything here reads /proc. A process that is gone meanwhile is no error anywhe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+TYPE_CHECKING = False  # the parent of all steps has this module, and is kept small (``spawner``)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "ATTEMPT",
@@ -38,16 +38,16 @@ __all__ = [
 ATTEMPT = "FIELDLAB_ATTEMPT"
 LOOK_AGAIN = 0.05  # seconds: a sweep that hears of no end looks for what came into being meanwhile
 _PR_SET_CHILD_SUBREAPER = 36
+_SIGKILL = 9
 
 
-class Process(NamedTuple):
+class Process:
     """One line of /proc/<pid>/stat, as far as it matters here."""
 
-    pid: int
-    name: str
-    state: str
-    parent: int
-    session: int
+    __slots__ = ("name", "parent", "pid", "session", "state")
+
+    def __init__(self, pid: int, name: str, state: str, parent: int, session: int) -> None:
+        self.pid, self.name, self.state, self.parent, self.session = pid, name, state, parent, session
 
     @property
     def alive(self) -> bool:
@@ -162,9 +162,11 @@ def send(pids: Iterable[int], number: int) -> int:
     """Send a signal to each; the number of processes that were there to get it."""
     reached = 0
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             os.kill(pid, number)
             reached += 1
+        except (ProcessLookupError, PermissionError):
+            continue
     return reached
 
 
@@ -178,7 +180,7 @@ def sweep(deadline: float, *, reap: Callable[[int, int], object] = lambda pid, s
     me = os.getpid()
     while True:
         left = descendants(me)
-        send((one.pid for one in left), signal.SIGKILL)
+        send((one.pid for one in left), _SIGKILL)
         direct = children(me)
         if not left and not direct:
             return []
@@ -189,12 +191,14 @@ def sweep(deadline: float, *, reap: Callable[[int, int], object] = lambda pid, s
 
 
 def _reap_all(reap: Callable[[int, int], object]) -> None:
-    with contextlib.suppress(ChildProcessError):
-        while True:
+    while True:
+        try:
             pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            reap(pid, status)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        reap(pid, status)
 
 
 def await_any(pids: Iterable[int], deadline: float) -> None:
@@ -202,10 +206,12 @@ def await_any(pids: Iterable[int], deadline: float) -> None:
     poll = select.poll()
     fds = []
     for pid in pids:
-        with contextlib.suppress(OSError):
+        try:
             fd = os.pidfd_open(pid)
-            fds.append(fd)
-            poll.register(fd, select.POLLIN)
+        except OSError:
+            continue
+        fds.append(fd)
+        poll.register(fd, select.POLLIN)
     try:
         poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
     finally:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,11 +300,12 @@ class Session:
 
     # --- what the supervisor asks
 
-    def _append(self, lane: Lane, record: bytes, step: str) -> int:
-        number = self._journal.append(lane, record)
-        if step and lane is Lane.CONTROL:
-            self._steps[number] = step
-        return number
+    def _append(self, lane: Lane, records: Sequence[bytes], steps: Sequence[str]) -> int:
+        last = self._journal.append(lane, *records)
+        if lane is Lane.CONTROL:
+            first = last - len(records) + 1
+            self._steps.update((number, step) for number, step in enumerate(steps, first) if step)
+        return last
 
     def _announce(self, upload: Upload) -> None:
         self._uploads.add(upload)

@@ -14,51 +14,60 @@ It is started by ``boot``, so that what it imports does not slow down every fork
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import contextlib
-import errno
+import _socket
 import faulthandler
 import gc
-import importlib
-import json
 import os
 import resource
 import select
-import signal
-import socket
 import sys
 import time
-from typing import NoReturn
+from _signal import SIG_DFL, SIG_SETMASK, SIGCHLD, pthread_sigmask, set_wakeup_fd, signal
+from os import O_WRONLY, close, dup2, fork, getpid, putenv, setsid, write
+from os import open as open_file
 
-from fieldlab_executor import child, forkhooks, frames, processes
+from fieldlab_executor import ahead, child, forkhooks, frames, processes
+from fieldlab_executor.given import Given
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["main"]
 
-_DEFAULT = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
+_KEPT_BACK = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)  # it ends when its supervisor does
 _ATTEMPT = processes.ATTEMPT.encode()
 RESERVE = 16 << 20  # bytes beyond a step's limit of memory, for what is to be said when it is reached
+_AGAIN = 11  # EAGAIN, of a fork that failed and does not say why
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
+MAX_PACKET = 1 << 20
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
+
+
+def _heard(number: int, frame: object) -> None:
+    """A child has ended: the byte in the pipe of wake-ups says it."""
 
 
 class Spawner:
     """The spawner's state: its socket, and the children that it has forked and not reaped."""
 
-    def __init__(self, control: socket.socket, root: str, inline: int, spared: bool) -> None:
+    def __init__(self, control: _socket.socket, root: str, inline: int, spared: bool) -> None:
         self._spared = spared
         self._control = control
-        self._root = root
-        self._inline = inline
+        self._given = Given(root, inline)
         self._quiet = child.Quiet()
         self._known: set[int] = set()
+        self._variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         self._pid = os.getpid()
         self._children = f"/proc/self/task/{self._pid}/children"
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # it ends when its supervisor does
+        self._inherited = (self._wake, self._waker, control.fileno())
+        set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        signal(SIGCHLD, _heard)
+        pthread_sigmask(SIG_SETMASK, _KEPT_BACK)
+        child.rehearse(root, inline, self._quiet)
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -68,71 +77,76 @@ class Spawner:
         while True:
             for fd, _ in poll.poll():
                 if fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
+                    os.read(self._wake, 4096)
                     self._reap()
                 elif not self._serve():
                     return
 
     def _serve(self) -> bool:
         try:
-            packet = self._control.recv(64)
+            packet = self._control.recv(MAX_PACKET)
         except ConnectionError:
             return False
         if not packet:
             return False
+        if packet[:1] == frames.LOAD:
+            ahead.load(frames.told(packet[1:]))
+            self._quiet.look()
+            return True
         _, count = frames.FORK.unpack(packet)
         for _ in range(count):
             try:
                 self._fork()
             except OSError as error:
-                self._control.send(frames.FAILED.pack(b"F", error.errno or errno.EAGAIN))
+                self._control.send(frames.FAILED.pack(b"F", error.errno or _AGAIN))
         return True
 
     def _fork(self) -> None:
-        ours, theirs = socket.socketpair()
-        out, err = os.pipe(), os.pipe()
+        ours, theirs = _socket.socketpair()
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        sock, sock_end = ours.detach(), theirs.detach()
         try:
-            pid = os.fork()
+            pid = fork()
             if not pid:
-                self._become_child(theirs, out[1], err[1], (ours.fileno(), out[0], err[0]))
+                self._become_child(sock_end, out_end, err_end, (sock, out, err, out_end, err_end))
             self._known.add(pid)
-            socket.send_fds(self._control, [frames.CHILD.pack(b"C", pid)], [ours.fileno(), out[0], err[0]])
+            fds = frames.FDS.pack(sock, out, err)
+            self._control.sendmsg([frames.CHILD.pack(b"C", pid)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         finally:
-            ours.close()
-            theirs.close()
-            for fd in (*out, *err):
-                os.close(fd)
+            for fd in (sock, sock_end, out, out_end, err, err_end):
+                close(fd)
 
-    def _become_child(self, theirs: socket.socket, out: int, err: int, others: tuple[int, ...]) -> NoReturn:
+    def _become_child(self, sock: int, out: int, err: int, others: tuple[int, ...]) -> NoReturn:
         try:
             # What `signal` puts around `_signal`, enumerations, is more memory to be copied than all the rest here.
-            _signal.set_wakeup_fd(-1)
-            for number in _DEFAULT:
-                _signal.signal(number, _signal.SIG_DFL)
-            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-            os.setsid()
-            self._bear_marks()
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            for fd in (*others, out, err, self._wake, self._waker, self._control.detach()):
-                os.close(fd)
-            forkhooks.register()
-            child.serve(theirs.detach(), self._root, self._inline, self._quiet)
+            set_wakeup_fd(-1)
+            signal(SIGCHLD, SIG_DFL)
+            pthread_sigmask(SIG_SETMASK, ())
+            setsid()
+            pid = getpid()
+            mark = b"%d" % pid
+            putenv(_ATTEMPT, mark)
+            self._variables[_ATTEMPT] = mark  # as os.environ would, without its encoding and decoding
+            comm = open_file("/proc/self/comm", O_WRONLY)
+            write(comm, b"fl:" + mark)  # as processes.mark has it
+            close(comm)
+            if self._spared:
+                _spare_others()
+            dup2(out, 1)
+            dup2(err, 2)
+            for fd in others:
+                close(fd)
+            for fd in self._inherited:
+                close(fd)
+            if forkhooks.collected:
+                forkhooks.register()
+            self._given.fd = sock
+            child.serve(self._given, self._quiet, pid)
         except BaseException:  # noqa: BLE001 - nothing of a child may ever run the spawner's own loop
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(70)
-
-    def _bear_marks(self) -> None:
-        pid = os.getpid()
-        # As os.environ would, without the memory that its encoding and decoding touches.
-        value = b"%d" % pid
-        os.putenv(_ATTEMPT, value)
-        os.environ._data[_ATTEMPT] = value  # type: ignore[attr-defined]
-        _tell_kernel("/proc/self/comm", processes.mark(pid).encode())
-        if self._spared:
-            _tell_kernel("/proc/self/oom_score_adj", b"500")
 
     def _reap(self) -> None:
         while True:
@@ -155,9 +169,10 @@ class Spawner:
         return [pid for pid in map(int, listed.split()) if pid not in self._known][:MAX_ORPHANS]
 
 
-def _tell_kernel(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY)
-    os.write(fd, data)
+def _spare_others() -> None:
+    """Have the kernel end this process before the spawner when their group has no memory left."""
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(fd, b"500")
     os.close(fd)
 
 
@@ -170,15 +185,13 @@ def _hold(memory: int) -> None:
 
 def _prepare(fd: int) -> Spawner | None:
     """Wait for the first packet, which says where the deployment is; None if the supervisor left instead."""
-    control = socket.socket(fileno=fd)
-    packet = control.recv(1 << 20)
+    control = _socket.socket(fileno=fd)
+    packet = control.recv(MAX_PACKET)
     if not packet:
         return None
-    config = json.loads(packet)
+    config = frames.told(packet)
     sys.path[0:0] = [*config["path"], config["site"]]
-    for name in config["preload"]:
-        with contextlib.suppress(Exception):  # it only looked like a module's name, or the step itself will say why
-            importlib.import_module(name)
+    ahead.load(config["preload"])
     if config["memory"] is not None:
         _hold(config["memory"])
     return Spawner(control, config["root"], config["inline"], config["spared"])
@@ -188,11 +201,11 @@ def main() -> None:
     """Run the spawner: ``argv`` has the descriptor of its socket, and the folder of its own modules."""
     fd, site = int(sys.argv[1]), sys.argv[2]
     sys.argv = [""]
-    with contextlib.suppress(ValueError):
+    if site in sys.path:
         sys.path.remove(site)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    with contextlib.suppress(ConnectionError):
+    try:
         spawner = _prepare(fd)
         if spawner is not None:
             faulthandler.enable(2)  # its children have it, too: a crash leaves the user's traceback on standard error
@@ -200,4 +213,6 @@ def main() -> None:
             gc.freeze()
             gc.disable()
             spawner.run()
+    except ConnectionError:
+        pass
     processes.sweep(time.monotonic() + SWEEP)

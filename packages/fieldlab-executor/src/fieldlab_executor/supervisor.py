@@ -11,15 +11,17 @@ when ``run`` returns, nothing below this process is alive, or it is named in the
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fieldlab_common.compact import to_text
 from fieldlab_common.deployment import Graph
 from fieldlab_common.environment import Resources
 from fieldlab_common.events import Event
@@ -38,13 +40,15 @@ from fieldlab_common.protocol import (
 )
 from fieldlab_common.wire import encode
 
+from fieldlab_executor import frames, outcomes, processes
 from fieldlab_executor import machine as m
-from fieldlab_executor import outcomes, processes
 from fieldlab_executor.answers import Answers
 from fieldlab_executor.artifacts import Hashed, Hasher
 from fieldlab_executor.attempt import Attempt
 from fieldlab_executor.eventlog import EventBook
+from fieldlab_executor.jobs import Jobs
 from fieldlab_executor.known import Known
+from fieldlab_executor.learned import Learned
 from fieldlab_executor.limits import Limits, Watch
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
@@ -53,7 +57,7 @@ from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.slots import places
 from fieldlab_executor.uploads import Upload
 from fieldlab_executor.workers import Workers
-from fieldlab_executor.workplace import Workplace
+from fieldlab_executor.workplace import Workplace, place_of
 
 __all__ = ["EVALUATION_SECONDS", "Finished", "Supervisor"]
 
@@ -61,8 +65,9 @@ EVALUATION_SECONDS = 60.0  # for a condition, `until` or `retry_if`
 SWEEP_SECONDS = 10.0
 MAX_INPUT_HANDLES = 32  # more inputs than these are fetched by the child when it needs them
 MAX_HANDED = 64  # attempts that wait for a child; what the machine asked for waits in less memory
+MAX_REPORTED = 64  # records that are written at once
+GARBAGE = 20_000  # objects
 SPAWNERS = 3  # so often a spawner that died is replaced
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _OWN = ""  # the step of log records that are the executor's own remarks
 
 
@@ -77,9 +82,9 @@ class Finished:
 class Supervisor:
     """One deployment's run.
 
-    ``append`` puts a record (of a step, or of none) into a lane of the journal and returns its number; ``announce``
-    has a file sent; ``hurry`` has what is in the control lane go out at once, for somebody waits for it; ``hold`` has
-    the link keep still, or even silent; ``done`` hears how it ended.
+    ``append`` puts records, each of a step or of none, into a lane of the journal and returns the last one's number;
+    ``announce`` has a file sent; ``hurry`` has what is in the control lane go out at once, for somebody waits for it;
+    ``hold`` has the link keep still, or even silent; ``done`` hears how it ended.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class Supervisor:
         loop: Loop,
         env: Mapping[str, str],
         *,
-        append: Callable[[Lane, bytes, str], int],
+        append: Callable[[Lane, Sequence[bytes], Sequence[str]], int],
         announce: Callable[[Upload], None],
         hurry: Callable[[], None],
         hold: Callable[[bool, bool], None],
@@ -115,6 +120,7 @@ class Supervisor:
         self.secrets = Secrets({})
         self._attempts: dict[Any, Attempt] = {}  # by key, or by the number of an evaluation
         self._told_full = False
+        self._reported: list[tuple[str, bytes]] = []  # steps and records that are not in the journal yet
         self._later: dict[m.Key, m.StartAttempt] = {}  # what is to be started when fewer wait for a child
         self._order: deque[m.Key] = deque()  # of these, some of which may have been taken back
         self._by_pid: dict[int, Attempt] = {}
@@ -122,6 +128,8 @@ class Supervisor:
         self._keepers: set[int] = set()  # pids of attempts whose processes outlive them
         self._timers: dict[str, Timer] = {}
         self._place = Workplace(folder)
+        self._jobs = Jobs(folder / "blobs")
+        self._learned = Learned()
         self._job = 0
         self._spawners = 0
         self._killed = 0
@@ -186,6 +194,8 @@ class Supervisor:
         workers = places(claim.deployment.resources.cpus, os.cpu_count())
         self._workers = Workers(self._pool, workers)
         self._machine = m.Machine(graph, now=self.now(), workers=workers)
+        gc.freeze()  # what stays to the end; the rest makes few circles, and need not be searched for them all the time
+        gc.set_threshold(GARBAGE)
         self._perform(self._machine.start(self.now()))
 
     def _watching(self) -> Watch:
@@ -193,6 +203,7 @@ class Supervisor:
 
     def _configure(self) -> None:
         self._spawners += 1
+        self._learned = Learned()
         self._limits.enter(self._pool.pid)
         self._pool.configure(
             {
@@ -231,9 +242,20 @@ class Supervisor:
 
     def record(self, kind: str, body: Any, lane: Lane = Lane.CONTROL) -> int:
         """Append a record; its number."""
+        if lane is Lane.CONTROL:
+            self._write_out()
+        return self._append(lane, [self._framed(kind, body)], [getattr(body, "step", None) or ""])
+
+    def _framed(self, kind: str, body: Any) -> bytes:
         # A protocol.Record, as wire.dumps makes it; written out, because the body would be gone through twice.
-        data = _to_json({"kind": kind, "at": self.now(), "body": encode(body)}).encode()
-        return self._append(lane, data, getattr(body, "step", "") or "")
+        return to_text({"kind": kind, "at": self.now(), "body": encode(body)}).encode(errors="replace")
+
+    def _write_out(self) -> None:
+        """Append what the machine reported in this round: before anything that follows from it is begun."""
+        if self._reported:
+            steps, records = zip(*self._reported, strict=True)
+            self._reported.clear()
+            self._append(Lane.CONTROL, records, steps)
 
     def remark(self, text: str, step: str = _OWN) -> None:
         """Say something in the log, as the executor."""
@@ -248,6 +270,7 @@ class Supervisor:
     def _perform(self, effects: list[m.Effect]) -> None:
         for effect in effects:
             self._performers[type(effect)](effect)
+        self._write_out()
 
     def _performer(self) -> dict[type, Callable[[Any], None]]:
         """What to do for each kind of effect."""
@@ -274,7 +297,9 @@ class Supervisor:
 
     def _report(self, effect: m.Report) -> None:
         self._known.reported(effect.record, effect.handle)
-        self.record("step", effect.record)
+        self._reported.append((effect.record.step, self._framed("step", effect.record)))
+        if len(self._reported) >= MAX_REPORTED:
+            self._write_out()
 
     def _set_timer(self, name: str, at: float) -> None:
         self._clear_timer(name)
@@ -311,32 +336,20 @@ class Supervisor:
 
     def _start_now(self, effect: m.StartAttempt) -> None:
         key, spec = effect.key, self._known.spec(effect.key.step)
-        place = f"{key.step}.{key.iteration or 0}-{key.attempt}"
-        job: dict[str, Any] = {
-            "kind": "call",
-            "shared": spec.isolation == "shared",
-            "step": key.step,
-            "attempt": key.attempt,
-            "iteration": key.iteration,
-            "code": spec.code,
-            "args": spec.args,
-            "folder": f"{self.folder}/steps/{place}",
-            "artifacts": f"{self.folder}/artifacts/{place}",
-            "env": spec.env,
-            "cwd": spec.cwd,
-            "secret_env": spec.secret_env,
-            "keep": spec.keep_processes,
-            "traced": spec.timeout is not None,
-        }
+        more: dict[str, Any] = {}
+        if effect.inputs:
+            more["inputs"] = self._inputs(effect.inputs)
+        if spec.over is not None:
+            more["item"] = effect.item
+        self._job += 1
+        attempt = Attempt(self._loop, self, self._job, key, shared=spec.isolation == "shared")
         try:
-            job["inputs"] = self._inputs(effect.inputs)
-            if spec.over is not None:
-                job["item"] = effect.item
-            self._place.make(job["folder"])
+            attempt.folder = self._place.lend()
+            job = self._jobs.call(spec, key, self._job, attempt.folder, **more)
         except OSError as error:
-            self._fail_start(key, f"Its folder could not be made: {error}.")
+            self._fail_start(key, f"It could not be made ready: {error}.")
             return
-        self._hand_over(key, job)
+        self._hand_over(attempt, job, keeps=spec.keep_processes, traced=spec.timeout is not None)
 
     def _fail_start(self, key: m.Key, message: str) -> None:
         """It has no process, and will have none."""
@@ -348,49 +361,34 @@ class Supervisor:
             inputs = {name: one for name, one in inputs.items() if len(one.handles) <= 1}
         return {name: _as_json(one) for name, one in inputs.items()}
 
-    def _hand_over(self, subject: Any, job: dict[str, Any]) -> Attempt:
-        self._job += 1
-        attempt = Attempt(self._loop, self, subject, {"id": self._job, **job})
-        self._attempts[subject] = attempt
+    def _hand_over(self, attempt: Attempt, job: frames.Job, *, keeps: bool = False, traced: bool = False) -> None:
+        """Have the job done. ``keeps``: its processes outlive it; ``traced``: its time runs from when it has one."""
+        self._attempts[attempt.subject] = attempt
 
         def take(child: Warm) -> None:
             self._by_pid[child.pid] = attempt
             self._watch.wake()
             attempt.taker = None
             attempt.started = self.now()
-            if job.get("keep"):
+            self._write_out()
+            if keeps:
                 self._keepers.add(child.pid)
-            attempt.begin(child)
-            if job.get("traced"):
-                self._tell(m.AttemptBegan(key=subject))
+            attempt.begin(child, job)
+            if traced:
+                self._tell(m.AttemptBegan(key=attempt.key))
             self._start_more()
 
         attempt.taker = take
         self._source(attempt).take(take)
-        return attempt
 
     def _source(self, attempt: Attempt) -> Workers | Pool:
         return self._workers if attempt.shared else self._pool
 
     def _evaluate(self, effect: m.Evaluate) -> None:
-        handles = effect.handle if effect.many else (effect.handle,)
-        job = {
-            "kind": "evaluate",
-            "shared": effect.shared,
-            "step": "",
-            "attempt": 1,
-            "iteration": None,
-            "what": effect.kind,
-            "code": effect.code,
-            "text": effect.text,
-            "input": {"handles": list(handles), "many": effect.many},
-            "path": effect.path,
-            "folder": str(self.folder),
-            "artifacts": str(self.folder),
-        }
-        attempt = self._hand_over(effect.id, job)
-        attempt.question = effect
+        self._job += 1
+        attempt = Attempt(self._loop, self, self._job, m.Key(step=""), shared=effect.shared, question=effect)
         attempt.deadline = self._loop.after(EVALUATION_SECONDS, lambda: self._expire(attempt))
+        self._hand_over(attempt, self._jobs.question(effect, self._job, str(self.folder)))
 
     def _expire(self, attempt: Attempt) -> None:
         if not self._withdraw(attempt):
@@ -429,32 +427,27 @@ class Supervisor:
 
     def said(self, attempt: Attempt, stream: str, text: str) -> None:
         """A child wrote."""
-        job = attempt.job
-        if job["step"]:
-            log = LogRecord(
-                step=job["step"],
-                text=self.secrets.hide(text),
-                stream=stream,
-                attempt=job["attempt"],
-                iteration=job["iteration"],
-            )
+        if attempt.question is None:
+            step, number, iteration = attempt.key
+            hidden = self.secrets.hide(text)
+            log = LogRecord(step=step, text=hidden, stream=stream, attempt=number, iteration=iteration)
             self.record("log", log, Lane.BULK)
 
     def ready(self, attempt: Attempt) -> None:
         """A background step does its work now."""
-        if isinstance(attempt.subject, m.Key):
-            self._tell(m.AttemptReady(key=attempt.subject))
+        if attempt.question is None:
+            self._tell(m.AttemptReady(key=attempt.key))
 
     def waits(self, attempt: Attempt, waits: bool) -> None:
         """An attempt only waits, for an event or a barrier (or no more): another may use its worker's place."""
         if attempt.shared:
             self._workers.wait(1 if waits else -1)
-            if isinstance(attempt.subject, m.Key):
-                self._tell(m.AttemptWaits(key=attempt.subject, waits=waits))
+            if attempt.question is None:
+                self._tell(m.AttemptWaits(key=attempt.key, waits=waits))
 
     def send_event(self, attempt: Attempt, name: str, data: Any, size: int) -> None:
         """Put an event into the journal, and into the log of this node at once."""
-        step, iteration = attempt.job["step"], attempt.job["iteration"] or 0
+        step, iteration = attempt.key.step, attempt.key.iteration or 0
         number = self.record("event", EventRecord(name=name, data=data, step=step, iteration=iteration))
         self._hurry()
         event = Event(
@@ -470,15 +463,15 @@ class Supervisor:
 
     def place_of(self, attempt: Attempt) -> tuple[str, Round]:
         """Where the attempt stands among what is repeated."""
-        return self._known.place(attempt.job["step"], attempt.job["iteration"])
+        return self._known.place(attempt.key.step, attempt.key.iteration)
 
     def result_of(self, attempt: Attempt, step: str) -> dict[str, Any] | None:
         """What may be known now of the result of a step that the attempt names."""
-        return self._known.of(attempt.job["step"], step)
+        return self._known.of(attempt.key.step, step)
 
     def results(self, attempt: Attempt) -> list[str]:
         """The steps that have a value and that the attempt sees."""
-        return self._known.names(attempt.job["step"])
+        return self._known.names(attempt.key.step)
 
     def _exited(self, exit_: Exit) -> None:
         self.steps_cpu += exit_.cpu - self._told_cpu.pop(exit_.pid, 0.0)
@@ -499,6 +492,8 @@ class Supervisor:
         if attempt.deadline is not None:
             attempt.deadline.cancel()
         self._survivors += [processes.describe(pid) for pid in attempt.survivors]
+        if attempt.result is not None and not attempt.shared:
+            self._pool.preload(self._learned.heard(attempt.result.get("loaded")))
         if attempt.early and attempt.exit is not None:  # the executor may well end before it hears of the exit
             self.steps_cpu += attempt.exit.cpu
             self._told_cpu[attempt.pid] = self._told_cpu.get(attempt.pid, 0.0) + attempt.exit.cpu
@@ -508,10 +503,12 @@ class Supervisor:
             self._tell(self._evaluated(attempt, attempt.question))
             return
         if attempt.left_behind:
-            self.remark(f"{attempt.left_behind} processes that the step left behind were ended.", attempt.job["step"])
+            self.remark(f"{attempt.left_behind} processes that the step left behind were ended.", attempt.key.step)
+        key = attempt.key
         self._collect(attempt)
         outcome = self._outcome(attempt)
-        key = attempt.subject
+        clean = attempt.exit is not None and not (attempt.left_behind or attempt.survivors)
+        self._place.take_back(attempt.folder, key, again=clean and attempt.pid not in self._keepers)
         if outcome.state is StepState.SUCCEEDED:
             self._known.returned(key.step, key.iteration, outcome.handle)
         self._tell(m.AttemptEnded(key=key, outcome=outcome))
@@ -528,7 +525,7 @@ class Supervisor:
             outcome = replace(outcome, message=hidden[0], error=hidden[1])
         if large is not None:
             path = str(self.folder / "values" / large.file)
-            self._announce(attempt.job, f"value-{attempt.job['id']}", large.sha256, large.size, path, value=True)
+            self._announce(attempt.key, f"value-{attempt.number}", large.sha256, large.size, path, value=True)
         return outcome
 
     def _evaluated(self, attempt: Attempt, question: m.Evaluate) -> m.Evaluated:
@@ -549,28 +546,28 @@ class Supervisor:
 
     def _collect(self, attempt: Attempt) -> None:
         for name in attempt.artifacts:
-            self._hasher.add(Hashed(attempt.job, name, os.path.join(attempt.job["artifacts"], name)))
+            self._hasher.add(Hashed(attempt.key, name, f"{self.folder}/artifacts/{place_of(attempt.key)}/{name}"))
 
     def _hashed(self, file: Hashed) -> None:
-        job = file.job
+        key = file.key
         if file.digest is None:
-            self.record("artifact_lost", ArtifactLost(step=job["step"], name=file.name, reason=file.problem))
+            self.record("artifact_lost", ArtifactLost(step=key.step, name=file.name, reason=file.problem))
         else:
-            self._announce(job, file.name, file.digest, file.size, file.path, value=False)
+            self._announce(key, file.name, file.digest, file.size, file.path, value=False)
         self._maybe_finished()
 
-    def _announce(self, job: Mapping[str, Any], name: str, digest: str, size: int, path: str, *, value: bool) -> None:
+    def _announce(self, key: m.Key, name: str, digest: str, size: int, path: str, *, value: bool) -> None:
         artifact = ArtifactRecord(
-            step=job["step"],
+            step=key.step,
             name=name,
             size=size,
             sha256=digest,
-            attempt=job["attempt"],
-            iteration=job["iteration"],
+            attempt=key.attempt,
+            iteration=key.iteration,
             value=value,
         )
         number = self.record("artifact", artifact)
-        self._announce_upload(Upload(digest, path, size, number, job["step"], name))
+        self._announce_upload(Upload(digest, path, size, number, key.step, name))
 
     # --- the end
 
@@ -613,7 +610,6 @@ class Supervisor:
                 survivors=tuple(map(self.secrets.hide, self._survivors)),  # command lines
             )
         self._over = True
-        self._place.close()
         self._done(Finished(finish, cancel))
 
     def _stop_spawner(self) -> None:

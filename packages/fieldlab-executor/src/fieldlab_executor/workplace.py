@@ -1,9 +1,9 @@
 """A deployment's folder on the node, as its steps find it: what stands in it before the first of them starts.
 
 ``blobs`` is there already, with all that the graph names; here come ``context.json``, which tells steps where they
-are, and a folder for each attempt, ``steps/<step>.<iteration>-<attempt>``: one for each, not one in another, because
-making a folder costs as much processor time as a warm step. Those of first attempts are made ahead, in a thread: while
-a disk is synced, making one may take a millisecond.
+are, and a folder for each attempt. To make one costs as much processor time as a warm step, and most steps leave theirs
+empty: such a folder is lent to another attempt, and never to two at a time. Where a step left files they stay, because
+it may have told somebody of them, and ``steps/<step>.<iteration>-<attempt>`` leads there.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import itertools
 import json
 import os
 import re
-import threading
+import stat
 from pathlib import Path
 
 from fieldlab_common.deployment import Graph, inlined
 from fieldlab_common.protocol import Claim
 from fieldlab_common.wire import encode
 
-__all__ = ["Workplace"]
+from fieldlab_executor.instructions import Key
+
+__all__ = ["Workplace", "place_of"]
 
 MAX_SCANNED, SCANNED_BYTES = 1000, 65536  # steps and bytes of blobs that are searched for what to import ahead
-MAX_FOLDERS = 10_000  # steps whose folders are made ahead
+_MODE = 0o777  # less the umask, as of any other folder
 
 
 class Workplace:
@@ -30,12 +32,12 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ahead: set[str] = set()
-        self._closed = False
+        self._free: list[str] = []
+        self._made = 0
 
     def furnish(self, claim: Claim, graph: Graph, clock: tuple[float, float]) -> None:
         """Make what every step needs. ``clock``: the offset to the director's, and its bound, in seconds."""
-        for name in ("values", "steps", "artifacts", "files"):
+        for name in ("values", "scratch", "steps", "artifacts", "files"):
             (self._folder / name).mkdir(mode=0o700, exist_ok=True)
         content = {
             "experiment": claim.experiment,
@@ -46,7 +48,6 @@ class Workplace:
             "clock": [clock[0], clock[1] if clock[1] != float("inf") else 1e308],
         }
         (self._folder / "context.json").write_text(json.dumps(content))
-        threading.Thread(target=self._make_ahead, args=(graph,), name="folders", daemon=True).start()
 
     def modules(self, graph: Graph) -> list[str]:
         """Those of fieldlab's own modules that the steps will need: better imported once than in each child."""
@@ -62,28 +63,33 @@ class Workplace:
                 wanted.add("fieldlab_executor.context")
         return sorted(wanted)
 
-    def make(self, path: str) -> None:
-        """Make the folder of an attempt, if it was not made ahead.
+    def lend(self) -> str:
+        """An empty folder, for one attempt.
 
         Raises:
             OSError: it cannot be made.
         """
-        if path not in self._ahead:
-            os.makedirs(path, exist_ok=True)
+        if self._free:
+            return self._free.pop()
+        self._made += 1
+        path = f"{self._folder}/scratch/{self._made}"
+        os.mkdir(path, _MODE)
+        return path
 
-    def close(self) -> None:
-        """Make no more folders ahead."""
-        self._closed = True
+    def take_back(self, path: str, key: Key, *, again: bool) -> None:
+        """The attempt ``key`` has ended. ``again``: nobody uses its folder any more; if it is empty, another may."""
+        try:
+            untouched = stat.S_ISDIR(os.lstat(path).st_mode) and not os.listdir(path)
+            if untouched and again:
+                self._free.append(path)
+            elif not untouched:
+                named = f"{self._folder}/steps/{place_of(key)}"
+                os.makedirs(os.path.dirname(named), exist_ok=True)
+                os.symlink(path, named)
+        except OSError:  # the step has removed it, or the disk is full: then it is found by its number only
+            return
 
-    def _make_ahead(self, graph: Graph) -> None:
-        for plain, spec in itertools.islice(graph.walk(), MAX_FOLDERS):
-            if self._closed:
-                return
-            if spec.graph is not None:
-                continue
-            path = f"{self._folder}/steps/{plain}.0-1"
-            try:
-                os.makedirs(path, exist_ok=True)
-            except OSError:  # the step that needs it will say so
-                return
-            self._ahead.add(path)
+
+def place_of(key: Key) -> str:
+    """What is an attempt's alone is called by this name."""
+    return f"{key.step}.{key.iteration or 0}-{key.attempt}"
