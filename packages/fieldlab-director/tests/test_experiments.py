@@ -1,7 +1,11 @@
 """Submit, start, cancel, list: over HTTP."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fieldlab_common.lifecycle import DeploymentState
+from fieldlab_common.wire import dumps
+from fieldlab_director.services import removal
 
 DATABASES = ("sqlite", "postgres")
 
@@ -109,6 +113,91 @@ def test_the_list_can_be_of_one_state(ada):
     page = ada.http.get("/v1/experiments", params={"state": "cancelling"}).json()
     assert [e["id"] for e in page["experiments"]] == [stopped]
     assert code(ada.http.get("/v1/experiments", params={"state": "fine"})) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"name": "dns-*"}, ["dns-two", "dns-1"]),
+        ({"name": "DNS-?"}, ["dns-1"]),
+        ({"name": "*_x"}, ["a_x"]),  # an underscore stands for itself
+        ({"name": "dns-*", "state": "cancelling"}, []),
+        ({"since": 4e9}, []),
+        ({"since": 0.5, "name": "abx"}, ["abx"]),
+    ],
+)
+def test_the_list_can_be_of_names_that_fit_a_pattern_and_of_a_time(ada, query, expected):
+    for name in ("dns-1", "dns-two", "a_x", "abx"):
+        ada.experiment(name)
+    page = ada.http.get("/v1/experiments", params=query).json()
+    assert [e["name"] for e in page["experiments"]] == expected
+
+
+def test_of_two_that_submit_one_name_at_once_one_is_refused_and_with_new_both_have_their_own(ada):
+    request = {name: ada.request("exp", if_exists=name) for name in ("error", "new")}
+    with ThreadPoolExecutor(8) as pool:
+
+        def post(kind):
+            return ada.http.post("/v1/experiments", content=dumps(request[kind]))
+
+        refused = [answer.status_code for answer in pool.map(post, ["error"] * 8)]
+        names = sorted(answer.json()["name"] for answer in pool.map(post, ["new"] * 8))
+    assert sorted(refused) == [202] + [409] * 7
+    assert names == [f"exp#{number}" for number in range(2, 10)]
+
+
+def test_a_request_repeated_at_once_under_its_key_makes_one_experiment(ada):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ada.submit("exp", if_exists="new", key="k"), range(8)))
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_a_rerun_has_the_same_deployments_and_code_under_a_name_of_its_own(ada, lab):
+    experiment = ada.experiment("exp", deployments=("a", "b"), settings={"min_nodes": 1, "start_at": 1.0})
+    answer = ada.http.post(f"/v1/experiments/{experiment}/rerun", json={})
+    assert answer.status_code == 202
+    again = answer.json()
+    assert (again["name"], again["settings"]["min_nodes"], again["settings"]["start_at"]) == ("exp#2", 1, None)
+    assert [lab.row(again["id"], name).spec for name in "ab"] == [lab.row(experiment, name).spec for name in "ab"]
+    third = ada.http.post(f"/v1/experiments/{again['id']}/rerun", json={"start": False}).json()
+    assert third["name"] == "exp#3"
+
+
+def test_a_rerun_repeated_under_its_key_makes_one_run_and_the_key_is_of_that_experiment(ada):
+    first, other = ada.experiment("exp"), ada.experiment("other")
+    ask = {"json": {}, "headers": {"Idempotency-Key": "k"}}
+    names = [ada.http.post(f"/v1/experiments/{first}/rerun", **ask).json()["name"] for _ in range(2)]
+    assert names == ["exp#2", "exp#2"]
+    assert code(ada.http.post(f"/v1/experiments/{other}/rerun", **ask)) == (422, "invalid_request")
+
+
+def test_only_what_has_ended_is_deleted_unless_it_is_forced(ada, lab):
+    experiment = ada.experiment("exp")
+    assert code(ada.http.delete(f"/v1/experiments/{experiment}")) == (409, "illegal_state")
+    assert ada.http.delete(f"/v1/experiments/{experiment}", params={"force": "true"}).status_code == 200
+    assert lab.row(experiment).cancel_requested is not None
+
+
+def test_what_was_deleted_does_not_exist_and_its_name_is_free(ada, lab):
+    experiment = ada.experiment("exp")
+    lab.move(lab.row(experiment), DeploymentState.CANCELLED)
+    assert ada.http.delete("/v1/experiments/exp").status_code == 200
+    for path in ("", "/records?lane=control", "/events", "/artifacts"):
+        assert code(ada.http.get(f"/v1/experiments/{experiment}{path}")) == (404, "not_found")
+    assert code(ada.http.delete(f"/v1/experiments/{experiment}")) == (404, "not_found")
+    assert ada.http.get("/v1/experiments").json()["experiments"] == []
+    assert ada.submit("exp").json()["name"] == "exp"
+
+
+def test_a_request_that_is_repeated_when_its_run_was_deleted_makes_no_second_one(ada, lab):
+    experiment = ada.submit("exp", key="k").json()["id"]
+    lab.move(lab.row(experiment), DeploymentState.CANCELLED)
+    ada.http.delete(f"/v1/experiments/{experiment}")
+    for _ in range(100):
+        if not lab.write(removal.remove_some):
+            break
+    assert code(ada.submit("exp", key="k")) == (404, "not_found")
+    assert ada.http.get("/v1/experiments").json()["experiments"] == []
 
 
 def test_the_start_is_asked_for_once(ada, lab):

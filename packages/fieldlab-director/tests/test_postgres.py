@@ -22,7 +22,7 @@ WITHIN = 30
 
 def _add_experiment(tx):
     settings = ExperimentSettings(reporting="live", lost_after=60.0)
-    fields = dict.fromkeys(("start_requested", "cancel_requested", "granted", "started", "ended"))
+    fields = dict.fromkeys(("start_requested", "cancel_requested", "granted", "deleted", "started", "ended"))
     row = ExperimentRow(
         id="e",
         owner_id=add_user(tx, "ada").id,

@@ -175,16 +175,19 @@ class World:
 
     async def submit(self, *names: str, start: bool = True, **settings: Any) -> ExperimentRow:
         """Submit deployments of these names, each on the node of its name, up to a colon."""
+        request = self.request(*names, start=start, **settings)
+        info = await self.store.write(lambda tx: experiments.submit(tx, self.user, request))
+        return await self.experiment(info.id)
+
+    def request(self, *names: str, start: bool = True, **settings: Any) -> SubmitExperiment:
         environment = Tagged(kind="host", body=encode(Host()))
         specs = tuple(
             DeploymentSpec(name=name, node=name.partition(":")[0], environment=environment, graph=GRAPH)
             for name in names or ("n1",)
         )
-        request = SubmitExperiment(
+        return SubmitExperiment(
             name="exp", deployments=specs, start=start, if_exists="new", settings=ExperimentSettings(**settings)
         )
-        info = await self.store.write(lambda tx: experiments.submit(tx, self.user, request))
-        return await self.experiment(info.id)
 
     async def experiment(self, id: str) -> ExperimentRow:
         row = await self.store.read(lambda tx: tx.one(queries.EXPERIMENT, ExperimentRow, id=id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import threading
@@ -231,6 +232,11 @@ def test_what_cannot_run_is_told_before_anything_is_sent(client: Client, directo
 def test_an_unknown_way_for_existing_names_is_refused(client: Client) -> None:
     with pytest.raises(DefinitionError, match="attach"):
         client.submit(experiment(client), if_exists="overwrite")
+
+
+def test_a_time_without_a_zone_is_refused(client: Client) -> None:
+    with pytest.raises(fl.DefinitionError, match="time zone"):
+        client.experiments(since=dt.datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
 
 
 def test_experiments_are_read_page_by_page(client: Client) -> None:

@@ -75,6 +75,33 @@ def test_a_name_that_is_taken_is_attached_to_or_made_new(client: fl.Client) -> N
         assert run.wait(timeout=60) is fl.ExperimentState.CANCELLED
 
 
+def test_a_run_is_run_once_more_and_let_go(client: fl.Client) -> None:
+    run = client.submit(experiment(client, "again"))
+    run.wait(timeout=60, raise_on_failure=True)
+    second = run.rerun()
+    assert second.name == "again#2"
+    second.wait(timeout=60, raise_on_failure=True)
+    assert second.results["a"]["total"].value == run.results["a"]["total"].value == 6
+    assert [one.name for one in client.experiments(name="again*", since="1h")] == ["again#2", "again"]
+    client.delete("again")
+    with pytest.raises(fl.NotFound):
+        client.run("again")
+    second.delete()
+    assert not client.experiments(name="again*")
+
+
+def test_a_run_that_waits_for_a_node_says_for_which_and_since_when(client: fl.Client) -> None:
+    first = client.prepare(experiment(client, "first"))
+    second = client.submit(experiment(client, "second"))
+    waits = second.info.waits_for
+    assert [(one.node, one.runs, one.others) for one in waits] == [("a", ("first",), 0), ("b", ("first",), 0)]
+    assert {one.since for one in waits} == {first.info.granted}
+    with pytest.raises(fl.IllegalState, match="preparing"):
+        second.delete()
+    first.delete(force=True)
+    assert second.wait(timeout=60) is fl.ExperimentState.SUCCEEDED
+
+
 def test_errors_have_their_types(client: fl.Client, director: Any) -> None:
     with pytest.raises(fl.NotFound):
         client.run("no-such-run")

@@ -51,6 +51,7 @@ __all__ = [
     "RecordEntry",
     "RecordPage",
     "Refusal",
+    "RerunRequest",
     "SecretInfo",
     "SecretList",
     "SecretValue",
@@ -226,6 +227,15 @@ class ExperimentPage:
 
     experiments: tuple[ExperimentInfo, ...] = ()
     next: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunRequest:
+    """Run an experiment once more, under a name of its own, its code and settings as they were. ``start``: as soon as
+    it is ready. A ``start_at`` is not repeated: it is past.
+    """
+
+    start: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

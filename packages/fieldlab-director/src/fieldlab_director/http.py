@@ -165,7 +165,7 @@ async def _decode(
         stream=lambda: _stream(request, limits),
         gone=lambda: _gone(request),
         key=_key(request),
-        digest=hashlib.sha256(raw).hexdigest() if row.name == "submit" else "",
+        digest=_digest(row, request, raw) if row.request is not None and request.headers.get("idempotency-key") else "",
         start=start,
         end=end,
         streaming=_streams(row, request),
@@ -233,6 +233,12 @@ def _query(row: Endpoint, request: Request) -> dict[str, Any]:
         if kind is int and not 0 <= found[name] < 2**53:
             raise InvalidRequest(f"The query parameter {name!r} is out of range.", details={"path": f"?{name}"})
     return found
+
+
+def _digest(row: Endpoint, request: Request, raw: bytes) -> str:
+    """What tells a request that is repeated from another one: what it is, and where it goes if that may differ."""
+    where = request.url.path.encode() if "{" in row.path else b""
+    return hashlib.sha256(where + raw).hexdigest()
 
 
 def _key(request: Request) -> str:

@@ -10,7 +10,7 @@ from fieldlab_common.protocol import COMMON_ERRORS, ENDPOINTS, PROBLEM, Caller, 
 
 __all__ = ["openapi"]
 
-_TYPES = {int: "integer", float: "number", str: "string"}
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 def openapi(version: str) -> dict[str, Any]:

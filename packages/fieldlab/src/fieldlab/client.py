@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Literal
@@ -9,8 +11,10 @@ from urllib.parse import urlsplit
 
 from fieldlab_common import accounts as a
 from fieldlab_common import protocol as p
+from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ConfigurationError, DefinitionError
 from fieldlab_common.experiment import Experiment
+from fieldlab_common.lifecycle import ExperimentState
 
 from fieldlab.account import Tokens, ask_password, until
 from fieldlab.config import Profile, access, checked, profiles, same_endpoint
@@ -43,6 +47,14 @@ class Experiments(list[p.ExperimentInfo]):
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, self._rows())
+
+
+def _time(since: dt.datetime | float | str | None) -> float | None:
+    if isinstance(since, dt.datetime):
+        if since.tzinfo is None:
+            raise DefinitionError("since has no time zone.", advice="Use datetime(..., tzinfo=...).")
+        return since.timestamp()
+    return None if since is None else time.time() - parse_duration(since)
 
 
 _HEADER = ("name", "state", "created", "took", "message")
@@ -161,11 +173,24 @@ class Client:
         """The nodes that may be used, as they are known now."""
         return NodePool(self._session.call("nodes", p.NodeList).nodes)
 
-    def experiments(self, *, state: str | None = None, limit: int = 100) -> Experiments:
-        """The newest experiments of this user, at most ``limit`` of them, or those in one state."""
+    def experiments(
+        self,
+        *,
+        state: str | ExperimentState | None = None,
+        name: str | None = None,
+        since: dt.datetime | float | str | None = None,
+        limit: int = 100,
+    ) -> Experiments:
+        """The newest experiments of this user, at most ``limit`` of them.
+
+        ``state``: those in one state; ``name``: those whose name fits a pattern such as ``"dns-*"`` (``*``: any
+        characters, ``?``: one; upper and lower case are alike); ``since``: those submitted from a time (with a time
+        zone) on, or within a duration such as ``"2d"`` or seconds.
+        """
+        wanted = {"state": None if state is None else ExperimentState(state).value, "name": name, "since": _time(since)}
         found, after = Experiments(), None
         while len(found) < limit:
-            query = {"state": state, "limit": min(limit - len(found), 200), "after": after}
+            query = {**wanted, "limit": min(limit - len(found), 200), "after": after}
             page = self._session.call("experiments", p.ExperimentPage, query=query)
             found.extend(page.experiments)
             after = page.next
@@ -214,6 +239,15 @@ class Client:
             NotFound: there is none, or it is not this user's.
         """
         return self._run(self._session.call("experiment", p.ExperimentInfo, path={"experiment": name}))
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """Let the run of that name (or id) go, with all that it gave: see ``Run.delete``.
+
+        Raises:
+            NotFound: there is none, or it is not this user's.
+            IllegalState: it has not ended, and ``force`` is false.
+        """
+        self.run(name).delete(force=force)
 
     def _run(self, info: p.ExperimentInfo, shipment: Shipment | None = None) -> Run:
         steps = step_names(shipment) if shipment is not None else {}

@@ -41,7 +41,14 @@ from fieldlab_common import wire
 from fieldlab_common.dag import DAG
 from fieldlab_common.deployment import Deployment
 from fieldlab_common.environment import Venv
-from fieldlab_common.errors import DefinitionError, FieldlabError, InvalidMessage, UnknownNameError, UnsupportedError
+from fieldlab_common.errors import (
+    DefinitionError,
+    FieldlabError,
+    IllegalState,
+    InvalidMessage,
+    UnknownNameError,
+    UnsupportedError,
+)
 from fieldlab_common.events import Event
 from fieldlab_common.experiment import Experiment
 from fieldlab_common.lifecycle import DeploymentState, Reason
@@ -53,6 +60,7 @@ from fieldlab.hub import Hub
 from fieldlab.results import DeploymentResults
 from fieldlab.runs import Run
 from fieldlab.ship import PYTHON, Shipment, pack, require_sound, step_names
+from fieldlab.source import Source
 from fieldlab.watch import watch as watch_run
 
 __all__ = ["LocalSource", "run"]
@@ -214,6 +222,16 @@ class LocalSource:
 
     def start(self) -> p.ExperimentInfo:
         return self._hub.info()
+
+    def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
+        raise UnsupportedError("A run here cannot be repeated by its handle.", advice="Call fl.run(...) once more.")
+
+    def delete(self, force: bool) -> None:
+        if force:
+            self._hub.cancel("It was deleted.", ())
+        elif not self._hub.info().state.terminal:
+            raise IllegalState("The run has not ended.", advice="Delete it with force=True, which cancels it first.")
+        self.close()
 
     def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
         self._hub.cancel(reason, deployments)

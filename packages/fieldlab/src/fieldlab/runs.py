@@ -173,6 +173,29 @@ class Run:
                 )
         return [deployment for name in nodes for deployment in by_node[name]]
 
+    def rerun(self, *, start: bool = True) -> Run:
+        """Run it once more, as ``name#2`` and so on; returns the new run.
+
+        Its deployments, their code and settings are as they were, and nothing is sent again; ``start_at`` is left out,
+        for it is past. ``start=False`` prepares it only: see ``start``.
+
+        Raises:
+            NotFound: one of its nodes, or a secret that it takes, is not there any more.
+            UnsupportedError: it is a run here.
+        """
+        source, info = self._source.rerun(start)
+        return Run(source, info, steps=self._steps)
+
+    def delete(self, *, force: bool = False) -> None:
+        """Let it go with all that it gave: records, events, artifacts. Its name can be used again at once.
+
+        ``force`` cancels it first if it has not ended. What it has on nodes is cleaned up all the same.
+
+        Raises:
+            IllegalState: it has not ended, and ``force`` is false.
+        """
+        self._source.delete(force)
+
     def wait(self, timeout: float | None = None, *, raise_on_failure: bool = False) -> ExperimentState:
         """Wait until it has ended, and return its final state.
 

@@ -7,6 +7,7 @@ repeated for ``PATIENCE`` seconds before the reader is told.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -37,6 +38,14 @@ class Source(Protocol):
 
     def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
         """Stop it, or the named deployments of it."""
+        ...
+
+    def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
+        """Run it once more: the new run's source, and how it stands."""
+        ...
+
+    def delete(self, force: bool) -> None:
+        """Let it go, with all that it gave."""
         ...
 
     def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
@@ -79,6 +88,15 @@ class DirectorSource:
     def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
         body = p.CancelRequest(reason=reason, deployments=tuple(deployments))
         return self._session.call("cancel", p.ExperimentInfo, path=self._path, body=body, patience=PATIENCE)
+
+    def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
+        body, key = p.RerunRequest(start=start), {"idempotency-key": uuid.uuid4().hex}
+        info = self._session.call("rerun", p.ExperimentInfo, path=self._path, body=body, headers=key)
+        return DirectorSource(self._session, info.id), info
+
+    def delete(self, force: bool) -> None:
+        query = {"force": "true"} if force else {}
+        self._session.call("delete_experiment", p.Empty, path=self._path, query=query, patience=PATIENCE)
 
     def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
         query = {"lane": lane.value, "after": after, "limit": PAGE}

@@ -47,7 +47,17 @@ from fieldlab_common.protocol import (
     SecretList,
 )
 
-from fieldlab_director.services import agents, blobs, events, experiments, infrastructures, journals, records, secrets
+from fieldlab_director.services import (
+    agents,
+    blobs,
+    events,
+    experiments,
+    infrastructures,
+    journals,
+    records,
+    removal,
+    secrets,
+)
 from fieldlab_director.services.agents import AgentCaller, agent_caller
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
@@ -359,9 +369,10 @@ class Desk(Reception):
 
     async def experiments(self, ask: Ask) -> ExperimentPage:
         """A page of the caller's experiments."""
-        state, after, limit = ask.query.get("state", ""), ask.query.get("after", ""), self._limit(ask)
+        texts = {name: ask.query.get(name, "") for name in ("state", "name", "after")}
+        since, limit = ask.query.get("since", 0.0), self._limit(ask)
         return await self.store.read(
-            lambda tx: experiments.experiments(tx, ask.user, state=state, after=after, limit=limit)
+            lambda tx: experiments.experiments(tx, ask.user, **texts, since=since, limit=limit)
         )
 
     async def experiment(self, ask: Ask) -> ExperimentInfo:
@@ -375,6 +386,18 @@ class Desk(Reception):
     async def cancel(self, ask: Ask) -> ExperimentInfo:
         """Ask for its stop."""
         return await self.store.write(lambda tx: experiments.cancel(tx, ask.user, ask.path["experiment"], ask.body))
+
+    async def rerun(self, ask: Ask) -> ExperimentInfo:
+        """Store an experiment once more."""
+        return await self.store.write(
+            lambda tx: experiments.rerun(tx, ask.user, ask.path["experiment"], ask.body, key=ask.key, digest=ask.digest)
+        )
+
+    async def delete_experiment(self, ask: Ask) -> Empty:
+        """Let an experiment go."""
+        force = bool(ask.query.get("force", False))
+        await self.store.write(lambda tx: removal.delete(tx, ask.user, ask.path["experiment"], force=force))
+        return Empty()
 
     async def records(self, ask: Ask) -> RecordPage:
         """Records of a lane after a cursor."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fieldlab_common.course import NEVER
@@ -29,6 +29,7 @@ from fieldlab_common.protocol import (
     DeploymentSpec,
     ExperimentInfo,
     ExperimentPage,
+    RerunRequest,
     SubmitExperiment,
     WaitsFor,
     environment_of,
@@ -44,8 +45,20 @@ from fieldlab_director.store.base import WORK, Tx, deployment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
 
-__all__ = ["cancel", "cancel_everything", "check_submit", "experiment", "experiments", "find", "start", "submit"]
+__all__ = [
+    "cancel",
+    "cancel_everything",
+    "check_submit",
+    "experiment",
+    "experiments",
+    "find",
+    "rerun",
+    "start",
+    "submit",
+]
 
+KEY_SECONDS = 7 * 86_400.0  # so long the key of a request is known
+_NUMBERED = re.compile(r"#\d+$")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -91,20 +104,38 @@ def submit(tx: Tx, caller: UserCaller, request: SubmitExperiment, *, key: str = 
     Raises:
         ExperimentExists, NotFound (a node, a blob, a secret), InvalidRequest.
     """
-    if key:
-        repeated = tx.one(queries.IDEMPOTENT, _Repeated, owner_id=caller.id, key=key)
-        if repeated is not None:
-            _hold(repeated.digest == digest, "Idempotency-Key", "was used for another request")
-            return _info(tx, caller, _only(tx.one(queries.EXPERIMENT, ExperimentRow, id=repeated.experiment_id)))
+    repeated = _repeated(tx, caller, key, digest)
+    if repeated is not None:
+        return _info(tx, caller, repeated)
     row = tx.one(queries.EXPERIMENT_BY_NAME, ExperimentRow, owner_id=caller.id, name=request.name)
     if row is not None and request.if_exists == "error":
         raise ExperimentExists(f"There is an experiment {request.name!r}; it is {row.state.value}.")
     if row is None or request.if_exists == "new":
         row = _store(tx, caller, request, _free_name(tx, caller, request.name) if row else request.name)
-    if key:
-        tx.execute(
-            queries.ADD_IDEMPOTENT, owner_id=caller.id, key=key, digest=digest, experiment_id=row.id, created=tx.now
-        )
+    _note(tx, caller, key, digest, row)
+    return _info(tx, caller, row)
+
+
+def rerun(
+    tx: Tx, caller: UserCaller, experiment: str, request: RerunRequest, *, key: str = "", digest: str = ""
+) -> ExperimentInfo:
+    """Store an experiment once more, as ``name#2`` and so on: its deployments, its code and its settings as they were.
+
+    Nothing is sent again. A ``start_at`` is left out: it is past. ``key`` and ``digest`` are those of ``submit``.
+
+    Raises:
+        NotFound: the experiment, or a node or secret that it takes. InvalidRequest.
+    """
+    repeated = _repeated(tx, caller, key, digest)
+    if repeated is not None:
+        return _info(tx, caller, repeated)
+    old = find(tx, caller, experiment)
+    specs = tuple(row.spec for row in tx.all(queries.DEPLOYMENTS, DeploymentRow, experiment_id=old.id))
+    again = SubmitExperiment(
+        name=old.name, deployments=specs, settings=replace(old.settings, start_at=None), start=request.start
+    )
+    row = _store(tx, caller, again, _free_name(tx, caller, _NUMBERED.sub("", old.name)))
+    _note(tx, caller, key, digest, row)
     return _info(tx, caller, row)
 
 
@@ -162,8 +193,13 @@ def experiment(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentInfo:
     return _info(tx, caller, find(tx, caller, experiment))
 
 
-def experiments(tx: Tx, caller: UserCaller, *, state: str, after: str, limit: int) -> ExperimentPage:
-    """The caller's experiments, newest first, of one state or of all; ``after`` is the ``next`` of the page before.
+def experiments(
+    tx: Tx, caller: UserCaller, *, state: str, after: str, limit: int, name: str = "", since: float = 0.0
+) -> ExperimentPage:
+    """The caller's experiments, newest first; ``after`` is the ``next`` of the page before.
+
+    ``state``: those in one state; ``name``: those whose name fits the pattern (``*`` stands for any characters, ``?``
+    for one; upper and lower case are alike); ``since``: those that were submitted from that time on.
 
     Raises:
         InvalidRequest: no such state, or an ``after`` that no page gave.
@@ -177,6 +213,8 @@ def experiments(tx: Tx, caller: UserCaller, *, state: str, after: str, limit: in
         ExperimentRow,
         owner_id=caller.id,
         states=[ExperimentState(state)] if state else list(ExperimentState),
+        pattern=_like(name) if name else "%",
+        since=since,
         before=last.created if last else tx.now + 86_400.0,
         before_id=last.id if last else "",
         limit=limit + 1,
@@ -204,6 +242,31 @@ def find(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentRow:
 def _hold(true: object, path: str, what: str) -> None:
     if not true:
         raise InvalidRequest(f"{path} {what}.", details={"path": path})
+
+
+def _repeated(tx: Tx, caller: UserCaller, key: str, digest: str) -> ExperimentRow | None:
+    """What the first request under this key has made; None: this is the first (or the key is not known any more)."""
+    found = tx.one(queries.IDEMPOTENT, _Repeated, owner_id=caller.id, key=key, after=tx.now - KEY_SECONDS)
+    if not key or found is None:
+        return None
+    _hold(found.digest == digest, "Idempotency-Key", "was used for another request")
+    row = tx.one(queries.EXPERIMENT_OF_OWNER, ExperimentRow, owner_id=caller.id, id=found.experiment_id)
+    if row is None:
+        raise NotFound("The run that this request has made was deleted.", advice="Submit it again, by a new request.")
+    return row
+
+
+def _note(tx: Tx, caller: UserCaller, key: str, digest: str, row: ExperimentRow) -> None:
+    if key:
+        tx.execute(queries.FORGET_IDEMPOTENT, owner_id=caller.id, until=tx.now - KEY_SECONDS)
+        values = {"digest": digest, "experiment_id": row.id, "created": tx.now}
+        tx.execute(queries.ADD_IDEMPOTENT, owner_id=caller.id, key=key, **values)
+
+
+def _like(pattern: str) -> str:
+    """A pattern with ``*`` and ``?`` in SQL's words."""
+    escaped = re.sub(r"([%_\\])", r"\\\1", pattern.lower())
+    return escaped.replace("*", "%").replace("?", "_")
 
 
 def _only(row: T | None) -> T:
@@ -252,6 +315,7 @@ def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> 
         granted=None,
         cancel_requested=None,
         cancel_reason="",
+        deleted=None,
         last_event=0,
         last_record=0,
         created=tx.now,

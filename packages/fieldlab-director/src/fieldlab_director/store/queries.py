@@ -116,14 +116,18 @@ COUNT_NODES = sa.select(t.nodes.c.infrastructure_id, sa.func.count().label("coun
 _e = t.experiments
 EXPERIMENT = sa.select(_e).where(_e.c.id == _p("id"))
 OWNER = sa.select(_e.c.owner_id).where(_e.c.id == _p("id"))
-EXPERIMENT_OF_OWNER = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.id == _p("id"))
-EXPERIMENT_BY_NAME = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.name == _p("name"))
+_THERE = _e.c.deleted.is_(None)
+EXPERIMENT_OF_OWNER = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.id == _p("id"), _THERE)
+EXPERIMENT_BY_NAME = sa.select(_e).where(_e.c.owner_id == _p("owner_id"), _e.c.name == _p("name"), _THERE)
 EXPERIMENT_NAMES = sa.select(_e.c.name).where(_e.c.owner_id == _p("owner_id"), _e.c.name.startswith(_p("prefix")))
 EXPERIMENTS = (
     sa.select(_e)
     .where(
         _e.c.owner_id == _p("owner_id"),
+        _THERE,
         _e.c.state.in_(sa.bindparam("states", expanding=True)),
+        sa.func.lower(_e.c.name).like(_p("pattern"), escape="\\"),
+        _e.c.created >= _p("since"),
         sa.or_(_e.c.created < _p("before"), sa.and_(_e.c.created == _p("before"), _e.c.id < _p("before_id"))),
     )
     .order_by(_e.c.created.desc(), _e.c.id.desc())
@@ -160,7 +164,10 @@ TAKE_RECORDS = (
     .returning(_e.c.last_record)
 )
 IDEMPOTENT = sa.select(t.idempotency.c.digest, t.idempotency.c.experiment_id).where(
-    t.idempotency.c.owner_id == _p("owner_id"), t.idempotency.c.key == _p("key")
+    t.idempotency.c.owner_id == _p("owner_id"), t.idempotency.c.key == _p("key"), t.idempotency.c.created > _p("after")
+)
+FORGET_IDEMPOTENT = sa.delete(t.idempotency).where(
+    t.idempotency.c.owner_id == _p("owner_id"), t.idempotency.c.created <= _p("until")
 )
 ADD_IDEMPOTENT = sa.insert(t.idempotency)
 

@@ -68,6 +68,7 @@ class ExperimentRow:
     granted: float | None
     cancel_requested: float | None
     cancel_reason: str
+    deleted: float | None
     last_event: int
     last_record: int
     created: float

@@ -237,6 +237,7 @@ experiments = sa.Table(
     sa.Column("cancel_reason", sa.Text, nullable=False),
     sa.Column("last_event", _COUNTER, nullable=False),  # the number of its newest event: the counter of its log
     sa.Column("last_record", _COUNTER, nullable=False, server_default="0"),  # the same of its records
+    sa.Column("deleted", _TIME),  # when its owner let it go: it is seen no more, and removed once its nodes are clean
     sa.Column("created", _TIME, nullable=False),
     sa.Column("started", _TIME),  # when all executors begin, as they were told; none: they were not yet
     sa.Column("ended", _TIME),
@@ -390,6 +391,6 @@ idempotency = sa.Table(  # a submit that is repeated, after an answer that got l
     sa.Column("owner_id", _ID, _to("users.id"), primary_key=True),
     sa.Column("key", _NAME, primary_key=True),
     sa.Column("digest", _DIGEST, nullable=False),  # of the request: another request under the same key is refused
-    sa.Column("experiment_id", _ID, _to("experiments.id"), nullable=False),
+    sa.Column("experiment_id", _ID, nullable=False),  # which may be gone: its request makes no second one
     sa.Column("created", _TIME, nullable=False),
 )

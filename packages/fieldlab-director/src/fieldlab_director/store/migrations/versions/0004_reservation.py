@@ -1,4 +1,4 @@
-"""The line for nodes, and who holds which."""
+"""The line for nodes, and who holds which; experiments that are deleted, whose requests stay known."""
 
 import json
 from typing import Any
@@ -11,6 +11,7 @@ down_revision = "0003"
 
 ID, NAME, TIME = sa.String(40), sa.String(200), sa.Float(53)
 COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+KEPT = "owner_id, key, digest, experiment_id, created"
 ENDS = ("succeeded", "failed", "cancelled", "lost")
 
 
@@ -42,14 +43,36 @@ def upgrade() -> None:
     op.add_column("experiments", sa.Column("queued", TIME, nullable=False, server_default="0"))
     op.add_column("experiments", sa.Column("number", COUNTER, nullable=False, server_default="0"))
     op.add_column("experiments", sa.Column("granted", TIME))
+    op.add_column("experiments", sa.Column("deleted", TIME))
     op.add_column("deployments", sa.Column("ready", TIME))
     op.add_column("deployments", sa.Column("place", NAME, nullable=False, server_default=""))
     op.add_column("deployments", sa.Column("node_name", NAME, nullable=False, server_default=""))
     _fill()
+    _make_idempotency_anew()
     op.create_index(
         "ix_deployments_waiting", "deployments", ["infrastructure_id", "place"], **_where("state = 'pending'")
     )
     op.create_index("ix_deployments_lease", "deployments", ["lease"], **_where("lease IS NOT NULL"))
+
+
+def _make_idempotency_anew() -> None:
+    """Without the key to an experiment that may be gone."""
+    op.rename_table("idempotency", "idempotency_old")
+    if op.get_bind().dialect.name == "postgresql":  # there, the name of a key is taken for as long as it is there
+        op.drop_constraint("pk_idempotency", "idempotency_old")
+        op.drop_constraint("fk_idempotency_owner_id", "idempotency_old")
+    op.create_table(
+        "idempotency",
+        sa.Column("owner_id", ID, nullable=False),
+        sa.Column("key", NAME, nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("experiment_id", ID, nullable=False),
+        sa.Column("created", TIME, nullable=False),
+        sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name="fk_idempotency_owner_id", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("owner_id", "key", name="pk_idempotency"),
+    )
+    op.execute(f"INSERT INTO idempotency ({KEPT}) SELECT {KEPT} FROM idempotency_old")
+    op.drop_table("idempotency_old")
 
 
 def _fill() -> None:
@@ -87,7 +110,7 @@ def downgrade() -> None:
     op.drop_index("ix_deployments_waiting", "deployments")
     for column in ("node_name", "place", "ready"):
         op.drop_column("deployments", column)
-    for column in ("granted", "number", "queued"):
+    for column in ("deleted", "granted", "number", "queued"):
         op.drop_column("experiments", column)
     op.drop_column("nodes", "slots")
     op.drop_table("holds")
