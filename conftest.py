@@ -1,8 +1,10 @@
-"""What all tests share: where FIELDLAB_TEST_ALL is set, as in CI, a skip is a failure; and a real PostgreSQL."""
+"""What all tests share: where FIELDLAB_TEST_ALL is set, as in CI, a skip is a failure; a real PostgreSQL; an S3."""
 
+import logging
 import os
 import signal
 import tempfile
+import urllib.request
 import uuid
 import warnings
 from collections.abc import Generator, Iterator
@@ -94,3 +96,32 @@ def postgres() -> Iterator[Postgres]:
             process = server.get_postmaster_info().process
             process.send_signal(signal.SIGQUIT)  # at once: nothing is to be written down
             process.wait(20)
+
+
+class S3:
+    """Buckets on a server that speaks S3, for tests."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def make(self) -> tuple[str, str]:
+        """The URL of a place in a new bucket, and that of the server."""
+        name = f"b{uuid.uuid4().hex}"
+        with urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{name}", method="PUT"), timeout=30):
+            return f"s3://{name}/field/lab", self.endpoint
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 server in this process (moto), with credentials for it in the environment."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "for-tests")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield S3("http://{}:{}".format(*server.get_host_and_port()))
+    server.stop()

@@ -12,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 from fieldlab_common.node import Node
 from fieldlab_common.protocol import ClaimRequest, DeploymentSpec, Record, SubmitExperiment, Tagged
 from fieldlab_common.wire import dumps, encode, frame
-from fieldlab_director.app import open_store
+from fieldlab_director.app import open_blobs, open_store
 from fieldlab_director.http import make_http
 from fieldlab_director.services.accounts import add_user, create_token
 from fieldlab_director.services.desk import Desk
@@ -36,7 +37,6 @@ from fieldlab_director.services.outcome import move
 from fieldlab_director.settings import Limits, Settings
 from fieldlab_director.store import queries, schema
 from fieldlab_director.store.base import Store, Tx
-from fieldlab_director.store.blobs import Blobs
 from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
@@ -95,8 +95,8 @@ class Executor:
 class Lab:
     """The services on a loopback port, and a way into their store."""
 
-    def __init__(self, folder: Path, limits: Limits, database_url: str | None) -> None:
-        self.settings = Settings(data=folder, limits=limits, database_url=database_url)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.fleet = Fleet()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -110,8 +110,7 @@ class Lab:
         self.loop = asyncio.get_running_loop()
         self.vault, self.store = await open_store(self.settings)
         self.settings.executable.write_bytes(b"an executor, packed")
-        limits = self.settings.limits
-        blobs = Blobs(self.settings.blobs, most=limits.blob, reserve=limits.free_disk, patience=limits.body_silence)
+        blobs = await open_blobs(self.settings)
         self.desk = Desk(self.settings, self.store, blobs, self.vault, self.fleet, "0")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -134,9 +133,13 @@ class Lab:
         self._clients.append(client)
         return client
 
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop of the services."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What comes of a coroutine, on the loop of the services."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+        return self.begin(coroutine).result(60)
 
     def until_watched(self, topic: str) -> None:
         """Wait until somebody waits for ``topic``."""
@@ -149,7 +152,7 @@ class Lab:
         self.run(watched())
 
     def write(self, fn: Callable[[Tx], T]) -> T:
-        return asyncio.run_coroutine_threadsafe(self.store.write(fn), self.loop).result(20)
+        return self.run(self.store.write(fn))
 
     def user(self, name: str, role: str = "member") -> httpx2.Client:
         def make(tx: Tx) -> str:
@@ -199,16 +202,21 @@ def _is(row: DeploymentRow) -> sa.ColumnElement[bool]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The lab of a module is on SQLite, and on each kind of database that the module names in ``DATABASES``."""
+    """The lab of a module is on SQLite and a folder, or is each of the kinds that the module names in ``LABS``."""
     if "lab" in metafunc.fixturenames:
-        kinds = getattr(metafunc.module, "DATABASES", ("sqlite",))
+        kinds = getattr(metafunc.module, "LABS", ("sqlite",))
         metafunc.parametrize("lab", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    url = request.getfixturevalue("postgres").make() if request.param == "postgres" else None
-    lab = Lab(tmp_path_factory.mktemp("lab") / "data", Limits(page=100, json_body=1024 * 1024), url)
+    places: dict[str, Any] = {}
+    if request.param == "postgres":
+        places["database_url"] = request.getfixturevalue("postgres").make()
+    elif request.param == "s3":
+        places["blobs_url"], places["blobs_endpoint"] = request.getfixturevalue("s3").make()
+    limits = Limits(page=100, json_body=1024 * 1024)
+    lab = Lab(Settings(data=tmp_path_factory.mktemp("lab") / "data", limits=limits, **places))
     yield lab
     lab.close()
 
@@ -232,11 +240,18 @@ class User:
         return digest
 
     def request(
-        self, name: str = "exp", *, deployments: Sequence[str] = ("a",), secrets: tuple[str, ...] = (), **changes: Any
+        self,
+        name: str = "exp",
+        *,
+        deployments: Sequence[str] = ("a",),
+        secrets: tuple[str, ...] = (),
+        blobs: Sequence[bytes] = (),
+        **changes: Any,
     ) -> SubmitExperiment:
         graph = self.put(b"graph")
         environment = Tagged(kind="host", body=encode(Host()))
         fields: dict[str, Any] = {"environment": environment, "graph": graph, "steps": 1, "secrets": secrets}
+        fields["blobs"] = tuple(map(self.put, blobs))
         specs = [DeploymentSpec(name=n, node="n1", **fields) for n in deployments]
         return SubmitExperiment(**{"name": name, "deployments": tuple(specs), **changes})
 

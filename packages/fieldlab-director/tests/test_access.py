@@ -8,7 +8,7 @@ from fieldlab_common.protocol import ENDPOINTS, Caller
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.identity import executor_token
 
-DATABASES = ("sqlite", "postgres")
+LABS = ("sqlite", "postgres")
 
 GUARDED = [row for row in ENDPOINTS.values() if Caller.ANYONE not in row.callers]
 QUERY = {"lane": "control", "journal": "j", "offset": 0, "size": 0}

@@ -5,11 +5,15 @@ import errno
 import hashlib
 import os
 import socket
+import time
 
 import pytest
-from fieldlab_common.errors import Unavailable
+from fieldlab_common.errors import ConfigurationError, NotFound, Unavailable
+from fieldlab_director.store import shelves
 from fieldlab_director.store.blobs import CHUNK, Blobs
+from fieldlab_director.store.shelves import BucketShelf, FolderShelf
 
+LABS = ("sqlite", "s3")
 DATA = os.urandom(3 * 1024 * 1024 + 17)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
@@ -112,7 +116,7 @@ def test_the_missing_ones_are_told_in_order_and_once(ada):
 def test_a_disk_that_fills_while_a_blob_arrives_is_said_and_the_rest_can_follow(tmp_path, monkeypatch):
     data = bytes(range(256)) * 4096 * 3  # three chunks, written one behind the other
     digest = hashlib.sha256(data).hexdigest()
-    blobs = Blobs(tmp_path, most=1 << 30, reserve=0, patience=1.0)
+    blobs = Blobs(FolderShelf(tmp_path / "complete"), tmp_path / "partial", most=1 << 30, reserve=0, patience=1.0)
     write = os.write
 
     def full(file, chunk):
@@ -135,6 +139,137 @@ def test_a_disk_that_fills_while_a_blob_arrives_is_said_and_the_rest_can_follow(
         kept = blobs.offset("user-1", digest)
         assert kept == CHUNK
         assert await send(kept) == len(data)
-        return b"".join([chunk async for chunk in blobs.read(digest, 0, len(data))])
+        return b"".join([chunk async for chunk in blobs.shelf.read(digest, 0, len(data))])
 
     assert asyncio.run(run()) == data
+
+
+def shelf_of(kind, request, tmp_path):
+    if kind == "folder":
+        return FolderShelf(tmp_path / "shelf")
+    url, endpoint = request.getfixturevalue("s3").make()
+    return BucketShelf(url, endpoint=endpoint)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def blobs(request, tmp_path):
+    shelf = shelf_of(request.param, request, tmp_path)
+    return Blobs(shelf, tmp_path / "partial", most=1 << 30, reserve=0, patience=20.0)
+
+
+async def sent(*parts):
+    for part in parts:
+        yield part
+
+
+async def read(shelf, digest, start=0, end=1 << 30):
+    return b"".join([chunk async for chunk in shelf.read(digest, start, end)])
+
+
+LARGE = os.urandom(1024 * 1024) * 19  # three pieces of a bucket
+LARGE_DIGEST = hashlib.sha256(LARGE).hexdigest()
+
+
+def test_a_large_blob_comes_back_as_it_was_whole_and_in_ranges(blobs):
+    async def scenario():
+        assert await blobs.write("u", LARGE_DIGEST, 0, len(LARGE), sent(LARGE)) == len(LARGE)
+        assert await read(blobs.shelf, LARGE_DIGEST, 0, len(LARGE)) == LARGE
+        assert await read(blobs.shelf, LARGE_DIGEST, 8_000_000, 18_000_000) == LARGE[8_000_000:18_000_000]
+        assert blobs.offset("u", LARGE_DIGEST) == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_upload_goes_on_after_a_restart_of_the_director(blobs, tmp_path):
+    async def scenario():
+        half = len(LARGE) // 2
+        await blobs.write("u", LARGE_DIGEST, 0, len(LARGE), sent(LARGE[:half]))
+        anew = Blobs(blobs.shelf, tmp_path / "partial", most=1 << 30, reserve=0, patience=1.0)
+        assert anew.offset("u", LARGE_DIGEST) == half
+        await anew.write("u", LARGE_DIGEST, half, len(LARGE), sent(LARGE[half:]))
+        assert await read(anew.shelf, LARGE_DIGEST, 0, len(LARGE)) == LARGE
+
+    asyncio.run(scenario())
+
+
+def test_who_sends_what_another_request_has_just_completed_need_not_send_it_again(blobs):
+    async def scenario():
+        both = [blobs.write("u", LARGE_DIGEST, 0, len(LARGE), sent(LARGE)) for _ in range(2)]
+        assert await asyncio.gather(*both) == [len(LARGE)] * 2
+
+    asyncio.run(scenario())
+
+
+def test_what_the_shelf_does_not_take_now_is_kept_for_the_next_try(blobs, monkeypatch):
+    async def refuse(path, digest):
+        raise Unavailable("the shelf is full")
+
+    async def scenario():
+        with monkeypatch.context() as patch:
+            patch.setattr(blobs.shelf, "adopt", refuse)
+            with pytest.raises(Unavailable, match="full"):
+                await blobs.write("u", DIGEST, 0, SIZE, sent(DATA))
+        assert blobs.offset("u", DIGEST) == SIZE
+        assert await blobs.write("u", DIGEST, SIZE, SIZE, sent()) == SIZE
+        assert await read(blobs.shelf, DIGEST, 0, SIZE) == DATA
+
+    asyncio.run(scenario())
+
+
+def test_a_blob_that_was_removed_is_not_there_and_may_be_removed_again(blobs):
+    async def scenario():
+        await blobs.write("u", DIGEST, 0, SIZE, sent(DATA))
+        for _ in range(2):
+            await blobs.shelf.remove(DIGEST)
+        with pytest.raises(NotFound):
+            await read(blobs.shelf, DIGEST, 0, SIZE)
+
+    asyncio.run(scenario())
+
+
+def test_old_blobs_are_listed_and_young_ones_are_not(blobs):
+    async def scenario():
+        await blobs.write("u", DIGEST, 0, SIZE, sent(DATA))
+        young = [one async for page in blobs.shelf.older(time.time() - 3600) for one in page]
+        old = [one async for page in blobs.shelf.older(time.time() + 3600) for one in page]
+        assert (young, old) == ([], [DIGEST])
+
+    asyncio.run(scenario())
+
+
+def test_an_upload_that_nobody_goes_on_with_is_thrown_away(blobs):
+    async def scenario():
+        await blobs.write("u", DIGEST, 0, SIZE, sent(DATA[:1000]))
+        assert await blobs.expire(time.time() - 3600) == 0
+        assert blobs.offset("u", DIGEST) == 1000
+        assert await blobs.expire(time.time() + 3600) == 1
+        assert blobs.offset("u", DIGEST) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_bucket_that_is_not_there_is_said_when_the_director_starts(s3):
+    shelf = BucketShelf("s3://there-is-none/x", endpoint=s3.endpoint)
+    with pytest.raises(ConfigurationError, match="there-is-none"):
+        asyncio.run(shelf.check())
+
+
+@pytest.mark.parametrize("url", ["gs://bucket", "/a/folder", "s3://"])
+def test_what_is_no_bucket_is_refused(url):
+    with pytest.raises(ConfigurationError, match="no place for blobs"):
+        BucketShelf(url)
+
+
+def test_a_bucket_that_goes_away_is_unavailable_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(shelves, "RETRY_SECONDS", 0.1)
+    shelf = BucketShelf("s3://bucket", endpoint="http://127.0.0.1:1")
+    blobs = Blobs(shelf, tmp_path, most=1 << 30, reserve=0, patience=1.0)
+
+    async def scenario():
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await blobs.write("u", DIGEST, 0, SIZE, sent(DATA))
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await read(shelf, DIGEST, 0, SIZE)
+        return blobs.offset("u", DIGEST)
+
+    assert asyncio.run(scenario()) == SIZE

@@ -15,7 +15,7 @@ from fieldlab_director.services.streams import fitting, follow
 from fieldlab_director.store import schema
 from fieldlab_director.store.base import Notifier, events_topic
 
-DATABASES = ("sqlite", "postgres")
+LABS = ("sqlite", "postgres")
 
 
 def send(user, experiment, **event):

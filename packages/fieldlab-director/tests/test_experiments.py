@@ -7,7 +7,7 @@ from fieldlab_common.lifecycle import DeploymentState
 from fieldlab_common.wire import dumps
 from fieldlab_director.services import removal
 
-DATABASES = ("sqlite", "postgres")
+LABS = ("sqlite", "postgres")
 
 
 def code(answer):

@@ -9,7 +9,7 @@ from fieldlab_common.protocol import Poll, Record
 from fieldlab_common.wire import dumps, frame, loads
 from fieldlab_director.services.journals import Members
 
-DATABASES = ("sqlite", "postgres")
+LABS = ("sqlite", "postgres")
 
 STEP = {"step": "s", "state": "running"}
 ENDED = {"state": "succeeded", "reason": "completed"}

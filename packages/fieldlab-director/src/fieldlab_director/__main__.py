@@ -1,4 +1,4 @@
-"""The command line: ``fieldlab-director serve``, ``user …``, ``token …``."""
+"""The command line: ``fieldlab-director serve``, and what an admin does beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fieldlab_common.errors import FieldlabError
 
 from fieldlab_director.account_commands import add_commands
+from fieldlab_director.upkeep_commands import add_places, add_upkeep, settings_of
 
 if TYPE_CHECKING:
     from fieldlab_director.app import Started
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serve.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
-    serve.add_argument("--data", type=Path, required=True, metavar="DIR", help="the director's data folder")
-    serve.add_argument("--database", metavar="URL", help="postgresql://… (default: an SQLite file in DIR)")
+    add_places(serve)
+    add_upkeep(commands)
     add_commands(commands)
     return parser
 
@@ -60,10 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> str:
     from fieldlab_director.app import serve
     from fieldlab_director.logs import configure
-    from fieldlab_director.settings import Settings
 
-    settings = Settings(
-        data=options.data.absolute(),
+    settings = settings_of(
+        options,
         host=options.host,
         port=options.port,
         certificate=options.certificate,
@@ -73,7 +73,6 @@ def _serve(options: argparse.Namespace) -> str:
         advertise=options.advertise,
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,
-        database_url=options.database,
     )
     for descriptor in (options.ready_fd, options.lifeline_fd):
         if descriptor is not None:

@@ -41,6 +41,7 @@ from fieldlab_director.services.experiments import cancel_everything
 from fieldlab_director.services.identity import new_id
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.passwords import hash_password
+from fieldlab_director.services.sweep import Sweeper, Swept
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
 from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
@@ -48,8 +49,9 @@ from fieldlab_director.store.base import WORK, Store, Tx
 from fieldlab_director.store.blobs import Blobs
 from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import ExperimentRow, UserRow
+from fieldlab_director.store.shelves import BucketShelf, FolderShelf, Shelf
 
-__all__ = ["Started", "open_store", "serve"]
+__all__ = ["Started", "open_blobs", "open_store", "serve", "sweep"]
 
 log = structlog.get_logger("fieldlab.director")
 
@@ -105,12 +107,13 @@ async def serve(
         try:
             await asyncio.to_thread(_pack, settings.executable)
             started = await _first(store, settings)
-            blobs = _blobs(settings)
+            blobs = await open_blobs(settings)
             home = await asyncio.to_thread(_home, settings.name_file)
             where = settings.advertise or url
             async with _reconciling(settings, store, vault, where, home) as fleet:
                 desk = Desk(settings, store, blobs, vault, fleet, version("fieldlab-director"), home, where)
-                await _answer(desk, listener, lambda: ready(replace(started, url=url)), lifeline)
+                async with _sweeping(Sweeper(store, blobs, settings.limits)):
+                    await _answer(desk, listener, lambda: ready(replace(started, url=url)), lifeline)
         finally:
             await store.close()
     if settings.ephemeral:
@@ -132,6 +135,19 @@ async def open_store(settings: Settings) -> tuple[Vault, Store]:
         await store.close()
         raise
     return vault, store
+
+
+async def sweep(settings: Settings) -> Swept:
+    """Remove every blob that nothing refers to, beside directors that may be serving.
+
+    Raises:
+        ConfigurationError: the database or the blobs cannot be used.
+    """
+    _, store = await open_store(settings)
+    try:
+        return await Sweeper(store, await open_blobs(settings), settings.limits).all()
+    finally:
+        await store.close()
 
 
 # --- the order of starting -------------------------------------------------------------------------------------------
@@ -185,9 +201,19 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _blobs(settings: Settings) -> Blobs:
+async def open_blobs(settings: Settings) -> Blobs:
+    """The blobs of a director, of which the bucket, if there is one, was tried.
+
+    Raises:
+        ConfigurationError: the bucket cannot be used.
+    """
+    shelf: Shelf = FolderShelf(settings.blobs / "complete")
+    if settings.blobs_url is not None:
+        shelf = bucket = BucketShelf(settings.blobs_url, endpoint=settings.blobs_endpoint)
+        await bucket.check()
     limits = settings.limits
-    return Blobs(settings.blobs, most=limits.blob, reserve=limits.free_disk, patience=limits.body_silence)
+    uploads = settings.blobs / "partial"
+    return Blobs(shelf, uploads, most=limits.blob, reserve=limits.free_disk, patience=limits.body_silence)
 
 
 def _pack(path: Path) -> None:
@@ -277,6 +303,16 @@ async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str,
     finally:
         await loop.stop()
         await fleet.close()
+
+
+@asynccontextmanager
+async def _sweeping(sweeper: Sweeper) -> AsyncIterator[None]:
+    task = asyncio.create_task(sweeper.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------

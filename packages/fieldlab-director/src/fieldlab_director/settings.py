@@ -17,6 +17,9 @@ class Limits:
     report_body: int = 16 * 1024 * 1024  # one upload of journal records
     blob: int = 64 * 1024**3  # one blob
     free_disk: int = 64 * 1024**2  # less than this on the disk: uploads are refused, so that the database lives on
+    blob_grace: float = 86_400.0  # a blob that nothing uses is kept so long after it was sent or asked for
+    upload_age: float = 8 * 86_400.0  # an upload to which nothing was added for so long is thrown away
+    sweep_every: float = 600.0  # between two rounds of that
     deployments: int = 10_000  # of one experiment
     page: int = 1_000  # entries of one answer
     page_bytes: int = 8 * 1024 * 1024  # records or events of one answer, together; the first always fits
@@ -31,6 +34,7 @@ class Settings:
     """Where the director keeps its data, where it listens, and what it allows.
 
     ``database_url`` is a PostgreSQL database, which several directors may share, instead of a file in the data folder.
+    ``blobs_url`` is a bucket (``s3://bucket/prefix``, at ``blobs_endpoint`` if it is not Amazon's) for complete blobs.
     ``behind_proxy``: something in front of it does TLS. ``certificate`` and ``key`` are PEM files; ``ca`` is
     that of a CA which nodes do not trust by themselves: executors are given it. ``advertise`` is the URL at which
     executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token in the data
@@ -48,6 +52,8 @@ class Settings:
     bootstrap: str | None = None
     ephemeral: bool = False
     database_url: str | None = None
+    blobs_url: str | None = None
+    blobs_endpoint: str | None = None
     stop_after: float = 10.0  # seconds that open requests have to end when it stops
     limits: Limits = field(default_factory=Limits)
 
@@ -68,7 +74,7 @@ class Settings:
 
     @property
     def blobs(self) -> Path:
-        """The folder of complete blobs and partial uploads."""
+        """The folder of partial uploads and, unless ``blobs_url`` is given, of complete blobs."""
         return self.data / "blobs"
 
     @property

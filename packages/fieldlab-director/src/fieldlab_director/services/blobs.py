@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fieldlab_common.errors import BlobMismatch, InvalidRequest, NotFound
+from fieldlab_common.errors import BlobMismatch, InvalidRequest, NotFound, Unavailable
 
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.services.journals import deployment_of, finish
+from fieldlab_director.services.uses import use
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx, experiment_topic
 
 __all__ = ["Admission", "admit", "arrived", "locate", "missing"]
 
 Someone = UserCaller | ExecutorCaller
+TOUCH_SECONDS = 3600.0  # what was asked for that recently is not noted again
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,8 +32,14 @@ class Admission:
     size: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    size: int
+    doomed: float | None
+
+
 def missing(tx: Tx, caller: UserCaller, digests: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``digests`` that the caller has not sent, in order.
+    """Those of ``digests`` that the caller has not sent, in order. The others are kept for another while.
 
     Raises:
         InvalidRequest: one of them is no digest.
@@ -40,9 +48,10 @@ def missing(tx: Tx, caller: UserCaller, digests: tuple[str, ...]) -> tuple[str, 
         _hold_digest(digest)
     found: set[str] = set()
     for begin in range(0, len(digests), 500):
-        found.update(
-            tx.all(queries.OWNED_BLOBS, _digest, owner_id=caller.id, digests=list(digests[begin : begin + 500]))
-        )
+        part = list(digests[begin : begin + 500])
+        found.update(tx.all(queries.OWNED_BLOBS, _digest, owner_id=caller.id, digests=part))
+        before = tx.now - TOUCH_SECONDS
+        tx.execute(queries.TOUCH_BLOBS, guard_owner_id=caller.id, digests=part, before=before, created=tx.now)
     return tuple(digest for digest in dict.fromkeys(digests) if digest not in found)
 
 
@@ -81,14 +90,22 @@ def admit(tx: Tx, caller: Someone, digest: str, size: int | None = None) -> Admi
 
 
 def arrived(tx: Tx, caller: Someone, digest: str, size: int) -> None:
-    """Note that all bytes of a blob are stored; a deployment that waited only for them ends by that."""
+    """Note that all bytes of a blob are stored; a deployment that waited only for them ends by that.
+
+    Raises:
+        Unavailable: just now, the same bytes are being removed because nobody had them.
+    """
     owner = _owner(tx, caller)
-    if tx.value(queries.BLOB, digest=digest) is None:
-        tx.execute(queries.ADD_BLOB, digest=digest, size=size, created=tx.now)
+    stored = tx.one(queries.BLOB, _Stored, digest=digest)
+    if stored is None:
+        tx.execute(queries.ADD_BLOB, digest=digest, size=size, created=tx.now, doomed=None)
+    elif stored.doomed is not None:
+        raise Unavailable(f"Blob {digest} is just being removed.", advice="Send it again in a moment.")
     if tx.value(queries.BLOB_OF_OWNER, owner_id=owner, digest=digest) is None:
         tx.execute(queries.ADD_BLOB_REF, owner_id=owner, digest=digest, created=tx.now)
     if isinstance(caller, ExecutorCaller):
         row = deployment_of(tx, caller)
+        use(tx, row.experiment_id, digest)
         tx.execute(queries.ARTIFACTS_STORED, guard_deployment_id=row.id, guard_sha256=digest)
         finish(tx, row)
         tx.notify(experiment_topic(row.experiment_id))

@@ -322,7 +322,7 @@ class Desk(Reception):
 
     async def missing_blobs(self, ask: Ask) -> BlobList:
         """Which of some blobs the caller has yet to send."""
-        found = await self.store.read(lambda tx: blobs.missing(tx, ask.user, ask.body.digests))
+        found = await self.store.write(lambda tx: blobs.missing(tx, ask.user, ask.body.digests))
         return BlobList(digests=found)
 
     async def blob_status(self, ask: Ask) -> BlobStatus:
@@ -342,7 +342,7 @@ class Desk(Reception):
         size = await self.store.read(lambda tx: blobs.locate(tx, ask.someone, digest))
         end = size if ask.end is None else min(ask.end, size)
         start = min(ask.start, size + 1)
-        chunks = self.blobs.read(digest, start, end)
+        chunks = self.blobs.shelf.read(digest, start, end)
         return Bytes(chunks=chunks, start=start, end=end, total=size)
 
     async def put_blob(self, ask: Ask) -> BlobStatus:

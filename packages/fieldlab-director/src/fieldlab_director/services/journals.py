@@ -42,6 +42,7 @@ from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
 from fieldlab_director.services.outcome import move, ready
 from fieldlab_director.services.recent import Recent
+from fieldlab_director.services.uses import use
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, experiment_topic
@@ -288,7 +289,9 @@ def _apply(tx: Tx, row: DeploymentRow, journal: str, entry: Entry, *, late: bool
 
 def _announce(tx: Tx, row: DeploymentRow, body: ArtifactRecord) -> None:
     owner: str = tx.value(queries.OWNER, id=row.experiment_id)
-    size = tx.value(queries.BLOB_OF_OWNER, owner_id=owner, digest=body.sha256)
+    stored = tx.value(queries.BLOB_OF_OWNER, owner_id=owner, digest=body.sha256) == body.size
+    if stored:
+        use(tx, row.experiment_id, body.sha256)
     tx.execute(
         queries.ADD_ARTIFACT,
         experiment_id=row.experiment_id,
@@ -300,6 +303,6 @@ def _announce(tx: Tx, row: DeploymentRow, body: ArtifactRecord) -> None:
         attempt=body.attempt,
         iteration=body.iteration,
         value=body.value,
-        stored=size == body.size,
+        stored=stored,
         lost="",
     )

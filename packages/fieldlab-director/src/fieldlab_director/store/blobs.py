@@ -1,7 +1,7 @@
-"""Bytes, named by their SHA-256: complete ones in an object store, unfinished ones as files beside it.
+"""Bytes, named by their SHA-256: complete ones on a shelf (``shelves``), unfinished ones as files of this machine.
 
 An unfinished upload is a file that grows by offset and is synced before its new length is told to anybody. When it has
-its announced size it is hashed, and renamed into the store in one step, or thrown away if the hash is another. Nothing
+its announced size it is hashed, and given to the shelf as a whole, or thrown away if the hash is another. Nothing
 is ever held in memory but one chunk. Uploads are kept apart by scope (a user, a deployment), so that nobody can add to,
 or learn of, what another is sending.
 """
@@ -9,24 +9,27 @@ or learn of, what another is sending.
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from fieldlab_common.errors import BlobMismatch, NotFound, TooLarge, Unavailable
+from fieldlab_common.errors import BlobMismatch, TooLarge, Unavailable
+
+from fieldlab_director.store.disk import on_disk, sync
+from fieldlab_director.store.shelves import Shelf
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 __all__ = ["Blobs"]
-
-T = TypeVar("T")
 
 CHUNK = 1024 * 1024
 HASHES = 256  # unfinished uploads whose hash so far is remembered; others are read again at their end
@@ -42,15 +45,20 @@ class _Running:
 class _Turns:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
+    finished: bool = False  # the blob is on the shelf: those who waited need not send it again
 
 
 class Blobs:
-    """The blobs in ``folder``. ``reserve``: bytes of disk that uploads leave free; ``most``: the size of one blob."""
+    """Uploads in ``folder``, and the ``shelf`` of what is complete.
 
-    def __init__(self, folder: Path, *, most: int, reserve: int, patience: float) -> None:
-        self._complete, self._partial = folder / "complete", folder / "partial"
-        for made in (self._complete, self._partial):
-            made.mkdir(parents=True, exist_ok=True)
+    ``reserve``: bytes of disk that uploads leave free; ``most``: the size of one blob; ``patience``: seconds to wait
+    for another that sends the same.
+    """
+
+    def __init__(self, shelf: Shelf, folder: Path, *, most: int, reserve: int, patience: float) -> None:
+        self.shelf = shelf
+        self._partial = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self._most, self._reserve, self._patience = most, reserve, patience
         self._hashes: OrderedDict[Path, _Running] = OrderedDict()
         self._turns: dict[Path, _Turns] = {}
@@ -61,24 +69,6 @@ class Blobs:
             return self._path(scope, digest).stat().st_size
         except FileNotFoundError:
             return 0
-
-    async def read(self, digest: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` up to ``end`` of a complete blob, chunk by chunk.
-
-        Raises:
-            NotFound: it is not there.
-        """
-        if start >= end:
-            return
-        # Not by obstore, which reads 8 KiB at a time, each in a thread: ten times the processor time.
-        try:
-            file = await asyncio.to_thread((self._complete / _key(digest)).open, "rb", buffering=0)
-        except FileNotFoundError as error:
-            raise NotFound(f"Blob {digest} is not here.") from error
-        with file:
-            while start < end and (chunk := await _on_disk(os.pread, file.fileno(), min(CHUNK, end - start), start)):
-                start += len(chunk)
-                yield chunk
 
     async def write(self, scope: str, digest: str, offset: int, size: int, body: AsyncIterator[bytes]) -> int:
         """Add the bytes of ``body`` to an upload at ``offset``; how many it has then, all of them on disk.
@@ -91,26 +81,42 @@ class Blobs:
         """
         self._admit(offset, size)
         path = self._path(scope, digest)
+        async with self._turn(path) as turns:
+            if turns.finished:
+                return size
+            reached = await self._append(path, digest, offset, size, body)
+            turns.finished = reached == size
+            return reached
+
+    async def expire(self, before: float) -> int:
+        """Throw away uploads to which nothing was added since a time, in seconds since the epoch; how many."""
+        old = await asyncio.to_thread(_older_uploads, self._partial, before)
+        for path in old:
+            async with self._turn(path):
+                await on_disk(_unlink_older, path, before)
+        return len(old)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _turn(self, path: Path) -> AsyncIterator[_Turns]:
+        """Alone with an upload."""
         turns = self._turns.setdefault(path, _Turns())
         turns.waiting += 1
         try:
-            await self._turn(turns, digest)
             try:
-                return await self._append(path, digest, offset, size, body)
+                await asyncio.wait_for(turns.lock.acquire(), self._patience)
+            except TimeoutError as error:
+                message = f"Blob {path.name} is being sent by another."
+                raise Unavailable(message, advice="Try again in a moment.") from error
+            try:
+                yield turns
             finally:
                 turns.lock.release()
         finally:
             turns.waiting -= 1
             if not turns.waiting:
                 self._turns.pop(path, None)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
-
-    async def _turn(self, turns: _Turns, digest: str) -> None:
-        try:
-            await asyncio.wait_for(turns.lock.acquire(), self._patience)
-        except TimeoutError as error:
-            raise Unavailable(f"Blob {digest} is being sent by another.", advice="Try again in a moment.") from error
 
     def _path(self, scope: str, digest: str) -> Path:
         return self._partial / scope / digest
@@ -124,7 +130,7 @@ class Blobs:
             raise Unavailable(f"The director's disk has no room for {size - offset} bytes.", advice="Tell its admin.")
 
     async def _append(self, path: Path, digest: str, offset: int, size: int, body: AsyncIterator[bytes]) -> int:
-        file = await _on_disk(self._begin, path, offset)
+        file = await on_disk(self._begin, path, offset)
         running = self._hashes.pop(path, None)
         if running is None or running.offset != offset:
             running = _Running(hashlib.sha256(), 0) if offset == 0 else None
@@ -139,7 +145,7 @@ class Blobs:
             try:
                 await behind.settle()
             finally:
-                await _on_disk(_sync, file)
+                await on_disk(sync, file)
                 self._remember(path, running)
         return await self._finish(path, digest, size) if reached == size else reached
 
@@ -163,15 +169,15 @@ class Blobs:
     async def _finish(self, path: Path, digest: str, size: int) -> int:
         running = self._hashes.pop(path, None)
         known = running.hash.hexdigest() if running and running.offset == size else None
-        found = known or await _on_disk(_hash, path)
+        found = known or await on_disk(_hash, path)
         if found != digest:
-            await _on_disk(path.unlink, True)
+            await on_disk(path.unlink, True)
             raise BlobMismatch(
                 f"The bytes that arrived have the SHA-256 {found}, not {digest}.",
                 advice="Send it again from the start.",
                 details={"offset": 0},
             )
-        await _on_disk(_adopt, path, self._complete / _key(digest))
+        await self.shelf.adopt(path, digest)
         return size
 
 
@@ -185,7 +191,7 @@ class _Behind:
     async def put(self, chunk: bytes) -> None:
         """Begin with ``chunk`` once the one before it is written; that one's fault is raised here."""
         await self.settle()
-        self._work = asyncio.ensure_future(_on_disk(_put, self._file, chunk, self._running))
+        self._work = asyncio.ensure_future(on_disk(_put, self._file, chunk, self._running))
 
     async def settle(self) -> None:
         """Wait until all is written."""
@@ -213,22 +219,6 @@ async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"".join(parts)
 
 
-async def _on_disk(fn: Callable[..., T], *arguments: Any) -> T:
-    """Run ``fn`` in a thread, to its end also when the caller is cancelled: it may be using an open file."""
-    work = asyncio.ensure_future(asyncio.to_thread(fn, *arguments))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
-    except OSError as error:
-        raise _full(error) from error
-
-
-def _key(digest: str) -> str:
-    return f"{digest[:2]}/{digest}"
-
-
 def _put(file: int, chunk: bytes, running: _Running | None) -> None:
     view = memoryview(chunk)
     while view:
@@ -238,26 +228,25 @@ def _put(file: int, chunk: bytes, running: _Running | None) -> None:
         running.offset += len(chunk)
 
 
-def _sync(file: int) -> None:
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _adopt(path: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    os.replace(path, target)
-    for folder in (target.parent, target.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        _sync(descriptor)
+def _older_uploads(folder: Path, before: float) -> list[Path]:
+    return [path for path in folder.glob("*/*") if _changed(path) < before]
 
 
-def _full(error: OSError) -> Unavailable:
-    what = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot be written ({error.strerror})"
-    return Unavailable(f"The director's disk {what}.", advice="Tell its admin, and try again.")
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # it was finished meanwhile
+        return math.inf
+
+
+def _unlink_older(path: Path, before: float) -> None:
+    """Remove an upload, unless it went on meanwhile; and the folder of its scope, if it was the last there."""
+    if _changed(path) < before:
+        path.unlink()
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()

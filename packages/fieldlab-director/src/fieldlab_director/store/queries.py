@@ -267,7 +267,7 @@ ADD_EVENT = sa.insert(_v)
 # --- blobs, artifacts ------------------------------------------------------------------------------------------------
 
 _a = t.artifacts
-BLOB = sa.select(t.blobs.c.size).where(t.blobs.c.digest == _p("digest"))
+BLOB = sa.select(t.blobs.c.size, t.blobs.c.doomed).where(t.blobs.c.digest == _p("digest"))
 ADD_BLOB = sa.insert(t.blobs)
 BLOB_OF_OWNER = (
     sa.select(t.blobs.c.size)
@@ -278,6 +278,15 @@ OWNED_BLOBS = sa.select(t.blob_refs.c.digest).where(
     t.blob_refs.c.owner_id == _p("owner_id"), t.blob_refs.c.digest.in_(sa.bindparam("digests", expanding=True))
 )
 ADD_BLOB_REF = sa.insert(t.blob_refs)
+TOUCH_BLOBS = (
+    sa.update(t.blob_refs)
+    .where(
+        t.blob_refs.c.owner_id == _p("guard_owner_id"),
+        t.blob_refs.c.digest.in_(sa.bindparam("digests", expanding=True)),
+        t.blob_refs.c.created < _p("before"),
+    )
+    .values(created=_p("created"))
+)
 BLOB_USE = sa.select(t.blob_uses.c.digest).where(
     t.blob_uses.c.experiment_id == _p("experiment_id"), t.blob_uses.c.digest == _p("digest")
 )

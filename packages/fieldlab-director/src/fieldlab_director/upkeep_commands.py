@@ -1,0 +1,75 @@
+"""The commands about the director's data as a whole: migrate, gc, backup, restore. Each returns what it has to say."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fieldlab_director.settings import Settings
+
+__all__ = ["add_places", "add_upkeep", "settings_of"]
+
+
+def add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``migrate`` and ``gc`` to the command line."""
+    migrate = _command(commands, "migrate", _migrate, "bring the database to the tables of this release")
+    migrate.add_argument("--show", action="store_true", help="only say what would be done")
+    _command(commands, "gc", _sweep, "remove blobs that nothing refers to, and uploads that nobody goes on with")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where the data is."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the director's data folder")
+    parser.add_argument("--database", metavar="URL", help="postgresql://… (default: an SQLite file in DIR)")
+    parser.add_argument("--blobs", metavar="URL", help="s3://bucket/prefix (default: a folder in DIR)")
+    parser.add_argument("--blobs-endpoint", metavar="URL", help="where the bucket is, if not at Amazon's")
+
+
+def settings_of(options: argparse.Namespace, **more: Any) -> Settings:
+    """The settings, of which ``add_places`` has added some."""
+    from fieldlab_director.settings import Settings
+
+    return Settings(
+        data=options.data.absolute(),
+        database_url=options.database,
+        blobs_url=options.blobs,
+        blobs_endpoint=options.blobs_endpoint,
+        **more,
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], str],
+    what: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what)
+    add_places(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _migrate(options: argparse.Namespace) -> str:
+    from fieldlab_director.store.databases import Database
+
+    settings = settings_of(options)
+    database = Database(path=settings.database, url=settings.database_url)
+    steps = database.pending()
+    if not steps:
+        return "The database has the tables of this release."
+    if not options.show:
+        database.upgrade()
+    said = "would be" if options.show else "were"
+    return "\n".join([*steps, f"{len(steps)} steps {said} taken."])
+
+
+def _sweep(options: argparse.Namespace) -> str:
+    from fieldlab_director.app import sweep
+
+    done = asyncio.run(sweep(settings_of(options)))
+    return f"{done.let_go} blobs lost an owner, {done.removed} were removed, {done.expired} uploads were thrown away."
