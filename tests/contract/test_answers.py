@@ -25,7 +25,8 @@ from fieldlab_common import protocol as p
 from fieldlab_common import wire
 
 HEALTH = wire.dumps(p.Health(version="9"))
-USERS = [row for row in p.ENDPOINTS.values() if p.Caller.EXECUTOR not in row.callers or p.Caller.USER in row.callers]
+_OTHERS = {p.Caller.EXECUTOR, p.Caller.UPLOADER, p.Caller.AGENT, p.Caller.RENEWER}
+USERS = [row for row in p.ENDPOINTS.values() if not set(row.callers) <= _OTHERS]
 SHORT = 0.4  # seconds until a server that goes on for ever is left
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
