@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 from fieldlab_common.builtin import arg, barrier, send, shell, wait_for
-from fieldlab_common.context import TaskContext, check_artifact_name
+from fieldlab_common.context import CommandFailed, TaskContext, check_artifact_name
 from fieldlab_common.dag import DAG, Pipeline
 from fieldlab_common.errors import (
     ArgumentError,
@@ -298,3 +298,9 @@ def test_portable_artifact_names_pass(name):
 def test_other_artifact_names_are_refused(name):
     with pytest.raises(ArtifactNameError):
         check_artifact_name(name)
+
+
+def test_a_command_that_the_node_lacks_says_how_to_get_it():
+    with pytest.raises(CommandFailed, match=r"no program 'fieldlab-nothing'.*system_packages") as caught:
+        shell("fieldlab-nothing {x}").run(x=1)
+    assert caught.value.exit_code == 127

@@ -314,3 +314,13 @@ def test_a_node_of_a_system_that_executors_do_not_run_on_is_refused_by_name(os, 
     said = [problem.message for problem in found.problems]
     assert bool(said) is refused
     assert not refused or {"macos": "macOS", "windows": "Windows"}[os] in said[0]
+
+
+def test_a_barrier_for_a_role_that_no_deployment_has_is_a_problem():
+    with DAG("d") as dag:
+        barrier("start", parties="server")
+    experiment = Experiment("e").map(dag, [BIG, SMALL], role="client")
+    (problem,) = resolve(experiment, Store(), python="3.11").problems
+    assert (problem.step, problem.code) == ("barrier", "unknown_name")
+    assert "waits for the role 'server', which no deployment has ('client')" in str(problem)
+    assert resolve(experiment.map(dag, LAB, role="server"), Store(), python="3.11").problems == ()

@@ -233,7 +233,7 @@ def test_skewed_clocks_show_and_change_no_outcome():
     assert {round(row.clock - row.at) for row in skewed.timeline if row.deployment == "n-0"} == {0}
 
 
-@pytest.mark.parametrize(("parties", "missing"), [("all", ("n-2 (failed)",)), (5, ("n-2 (failed)",)), ("server", ())])
+@pytest.mark.parametrize(("parties", "missing"), [("all", ("n-2 (failed)",)), (5, ("n-2 (failed)",))])
 def test_a_barrier_that_never_fills_is_found_with_who_is_missing(parties, missing):
     with fl.DAG("d") as dag:
         probe() >> fl.barrier("start", parties=parties, timeout="1h")
@@ -327,6 +327,22 @@ def test_a_barrier_of_a_later_round_that_one_party_does_not_come_to_is_found():
     assert finding.missing == ("short (succeeded)",)
     assert "'start' in round 2 never fills" in finding.message
     assert result.results["long"]["round/barrier"].reason is Reason.BARRIER_BROKEN
+
+
+def test_a_stand_in_for_a_step_inside_of_a_dag_is_told_its_path():
+    with pytest.raises(fl.UnknownNameError, match="Did you mean 'round/first'"):
+        fl.simulate(looped(lambda: probe().named("first")), durations={"first": 1})
+
+
+def test_a_barrier_that_fills_in_no_round_is_one_finding():
+    inner = looped(lambda: fl.barrier("start", timeout="1m"), times=5)
+    with fl.DAG("d") as dag:
+        fl.repeat(inner(), times=4, on_failure="continue")
+    result = fl.simulate(
+        fl.Experiment("e").map(dag, fl.Node.dummy("a")).map(together(), fl.Node.dummy("b")), lost={"b": 1}
+    )
+    (finding,) = [one for one in result.findings if one.kind == "barrier"]
+    assert finding.message.endswith("Nor does it in 3 other rounds.")
 
 
 def test_each_round_of_a_repeated_dag_waits_at_its_gate_for_an_event_of_its_own():

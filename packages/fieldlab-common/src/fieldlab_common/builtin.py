@@ -38,6 +38,7 @@ __all__ = [
     "wait_for",
 ]
 
+NOT_FOUND = 127  # what a shell says of a command that is not there
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "text": lambda text: text,
     "json": json.loads,
@@ -113,9 +114,13 @@ class Shell(Task[Any]):
     def run(self, **arguments: Any) -> Any:
         """Run the command; its standard output, parsed, is the value. What it says on standard error is logged."""
         command = self.command(arguments)
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
-        )
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+            )
+        except FileNotFoundError:
+            text = f"The node has no program {command[0]!r}. Name its package in the task's system_packages=[...]."
+            raise CommandFailed(text, exit_code=NOT_FOUND) from None
         try:
             output, _ = process.communicate()
         except KeyboardInterrupt:  # the signal that stops a background step went to the command, too

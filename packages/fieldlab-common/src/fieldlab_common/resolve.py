@@ -103,6 +103,7 @@ class _Resolver:
         for assignment in self._experiment.assignments:
             self._assign(assignment)
         self._across_nodes()
+        self._barriers()
         return Resolution(
             deployments=tuple(self._deployments),
             choices=Choices(self._decided),
@@ -266,6 +267,21 @@ class _Resolver:
                         'waits for other nodes, which reporting="silent" does not allow.',
                         step.name,
                     )
+
+    def _barriers(self) -> None:
+        """Find barriers for a role that nobody has: such a one is broken from the start."""
+        roles = {assignment.role for assignment in self._experiment.assignments}
+        looked: set[int] = set()
+        for assignment in self._experiment.assignments:
+            if id(assignment.dag) in looked:
+                continue
+            looked.add(id(assignment.dag))
+            for step in steps_of(assignment.dag):
+                parties = step.args[1] if isinstance(step.task, Barrier) else "all"
+                if isinstance(parties, str) and parties != "all" and parties not in roles:
+                    has = ", ".join(sorted(repr(role) for role in roles if role is not None)) or "none has one"
+                    message = f"waits for the role {parties!r}, which no deployment has ({has})."
+                    self._problem(assignment, "unknown_name", message, step.name)
 
     # --- graphs ---
 

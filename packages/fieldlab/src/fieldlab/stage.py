@@ -423,7 +423,7 @@ class Stage:
 
     def findings(self, ended: Mapping[str, SimulatedDeployment], whole: bool) -> list[Finding]:
         """What is probably not meant. ``whole``: nothing was left to happen."""
-        found = [f for barrier, who in self.barriers.items() if (f := self._unfilled(*barrier, who))]
+        found = self._unfilled_barriers()
         for (name, after, before), who in self.gates.items():
             if len(self.log.get(name, ())) - self.seen(name, after) <= before:
                 names = self._ordered(who)
@@ -438,6 +438,19 @@ class Stage:
             return []
         failed = tuple(name for name, one in self._standing.items() if one.state is _D.FAILED)
         return [Finding(kind="not_started", name="", message=self._abandoned, deployments=failed)]
+
+    def _unfilled_barriers(self) -> list[Finding]:
+        """Of each barrier the first round that never fills, with how many others there are."""
+        found: dict[tuple[str, int | str], list[Finding]] = {}
+        for (name, parties, round), who in self.barriers.items():
+            if (finding := self._unfilled(name, parties, round, who)) is not None:
+                found.setdefault((name, parties), []).append(finding)
+        return [
+            replace(first, message=f"{first.message} Nor does it in {counted(len(more), 'other round')}.")
+            if more
+            else first
+            for first, *more in found.values()
+        ]
 
     def _unfilled(self, name: str, parties: int | str, round: Round, who: list[str]) -> Finding | None:
         view = self.barrier(name, parties, round, len(self.numbers), ())

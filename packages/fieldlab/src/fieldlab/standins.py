@@ -117,7 +117,9 @@ def _known(name: Name, names: Collection[Name], what: str) -> Name:
     if name in names:
         return name
     shown = name if isinstance(name, str) else " of ".join(reversed(name))
-    near = closest(shown, (n for n in names if isinstance(n, str)))
+    texts = [n for n in names if isinstance(n, str)]
+    inside = [text for text in texts if text.endswith(f"/{shown}")]
+    near = f" Did you mean {inside[0]!r}?" if inside else closest(shown, texts)
     raise UnknownNameError(
         f"{what}: no step or task {shown!r} of this experiment takes a stand-in.{near}",
         advice='Name a step, a task, (deployment, step), or "*". Gates, barriers and sent events take none.',
