@@ -450,6 +450,20 @@ def test_a_poll_is_a_sign_of_life(ada, lab, run):
     assert deployment(ada, experiment)["state"] == "running"
 
 
+def test_a_heartbeat_has_no_more_than_300_bytes(run):
+    _, executor = run
+    cursor = executor.poll().json()["cursor"]
+    answer = executor.poll(after=cursor, wait=0)
+    assert answer.request.content == b""
+    assert len(answer.content) <= 300
+
+
+def test_a_control_record_that_its_node_cannot_give_is_refused_in_words(run):
+    _, executor = run
+    [refusal] = executor.report((1, "gap", {"first": 1, "last": 1})).json()["refusals"]
+    assert "its node cannot give it" in refusal["message"]
+
+
 def test_another_journal_is_told_nothing(run):
     _, executor = run
     executor.journal = "other"

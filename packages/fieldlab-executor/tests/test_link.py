@@ -1,6 +1,7 @@
 """The session with the director, against a director in memory that can be away, slow or wrong."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import queue
@@ -29,7 +30,7 @@ from fieldlab_common.protocol import (
     Tagged,
 )
 from fieldlab_common.wire import dumps, loads, unframe
-from fieldlab_executor.journal import Journal
+from fieldlab_executor.journal import Files, Journal, JournalError
 from fieldlab_executor.link import (
     Acked,
     ArtifactFailed,
@@ -61,6 +62,7 @@ class Director:
         self.records: dict[str, dict[int, bytes]] = {"control": {}, "bulk": {}}
         self.batches: list[tuple[str, int]] = []
         self.refuse: set[int] = set()
+        self.limit = 1 << 40  # bytes of a body that a proxy before it lets through
         self.missing: tuple[str, ...] = ()
         self.acked_floor: int | None = None
         self.announced: dict[str, int] = {}
@@ -103,6 +105,8 @@ class Director:
                     raise fault
                 return fault
             data = b"".join(body.blocks()) if isinstance(body, FileBody) else body or b""
+            if len(data) > self.limit:
+                return Answer(status=413, body=b"<html>too large</html>")
             try:
                 answer = getattr(self, "on_" + endpoint)(dict(path or {}), dict(query or {}), data, start, sink)
             except e.DirectorError as error:
@@ -379,6 +383,35 @@ def test_a_director_that_acknowledges_nothing_is_asked_again_with_pauses(stage: 
     stage.director.seen("report", 5)
     stage.director.change(acked_floor=None)
     stage.acked(CONTROL, 3)
+
+
+@pytest.mark.parametrize("lane", [CONTROL, BULK])
+def test_a_record_that_no_proxy_lets_through_is_given_up_visibly_and_holds_up_nothing(
+    make: Callable[..., Stage], lane: Lane
+) -> None:
+    stage = make()
+    stage.director.limit = 100_000
+    for size in (10, 200_000, 10):
+        stage.journal.append(lane, bytes(size))
+    assert stage.journal.sync(DEADLINE)
+    stage.link.start()
+    stage.acked(lane, 3)
+    records = stage.director.records[lane.value]
+    assert [len(records[number]) for number in (1, 3)] == [10, 10]
+    gap = loads(Record, records[2])
+    assert (gap.kind, gap.body["first"], gap.body["last"]) == ("gap", 2, 2)
+
+
+def test_a_disk_that_fails_amid_the_drain_ends_the_link_and_keeps_nobody_waiting(stage: Stage) -> None:
+    class Broken(Files):
+        def sync(self, descriptor: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    stage.journal._files = Broken()
+    stage.link.start()
+    stage.journal.append(CONTROL, b"record")
+    assert not stage.link.drain(DEADLINE)
+    assert isinstance(stage.next(LinkFailed).error, JournalError)
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["there", "away for half of it"])

@@ -259,6 +259,11 @@ class Journal:
             spool.place = (batch.last, path, offset)
             return batch
 
+    def instead(self, lane: Lane, number: int) -> Batch:
+        """What can be sent in place of a record that cannot: it says that the record will not come."""
+        with self._lock:
+            return self._gap(self._spools[lane], number, number)
+
     def behind(self, lane: Lane, after: int) -> bool:
         """Whether what follows on ``after`` has grown beyond one segment."""
         with self._lock:
@@ -445,8 +450,8 @@ class Journal:
     def _gap(self, spool: _Spool, first: int, last: int) -> Batch:
         """Gap records in place of records ``first`` to ``last``.
 
-        In the control lane nothing is ever dropped, so there it means a damaged disk; the director refuses each of
-        these numbers visibly and goes on with the next.
+        In the control lane nothing is ever dropped: there it means a damaged disk, or a record that gets through to
+        nobody. The director refuses each of these numbers visibly and goes on with the next.
         """
         if spool.lane is Lane.BULK:
             return Batch(body=frame(last, self._gap_record(first, last, spool.dropped)), first=first, last=last)

@@ -23,7 +23,7 @@ from fieldlab_common.events import Event
 from fieldlab_common.protocol import Ack, BlobStatus, Claim, ClaimRequest, Lane, Poll, Refusal
 from fieldlab_common.wire import dumps
 
-from fieldlab_executor.journal import Batch, Journal
+from fieldlab_executor.journal import Batch, Journal, JournalError
 from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import (
     Answer,
@@ -55,6 +55,7 @@ _FATAL = (e.ClaimRefused, e.AuthenticationError, PipeClosed)
 _FINAL = (*_FATAL, e.ProtocolMismatch, e.PermissionDenied, e.NotFound, e.InvalidRequest)
 MISMATCHES = 3  # so often the bytes of an artifact may arrive as others; then the file was changed
 SMALLEST_BATCH = 4096
+LONG_RECORD = 64 * 1024  # bytes: one that is shorter gets through any proxy that is meant to let requests through
 CLOSING = 2.0  # seconds for the threads to end
 
 
@@ -300,7 +301,10 @@ class Link:
     def drain(self, timeout: float) -> bool:
         """Ship everything, held or not; False when that took longer than ``timeout`` seconds, or the link failed."""
         self.release()
-        self._journal.sync(timeout)
+        try:
+            self._journal.sync(timeout)
+        except JournalError as error:
+            self._fail(error)
         with self._cond:
             self._cond.wait_for(lambda: self._closed or self._error is not None or self.drained, timeout)
         return self.drained
@@ -456,11 +460,15 @@ class Link:
         if batch is None:
             return
         query: dict[str, str | int | float] = {"lane": lane.value, "journal": self._journal.id}
+        control = lane is Lane.CONTROL
         try:
-            ack: Ack = self._ask("report", query=query, body=batch.body, control=lane is Lane.CONTROL)
+            ack: Ack = self._ask("report", query=query, body=batch.body, control=control)
         except e.TooLarge:  # a proxy's limit, for the director's own is far above
             self._batch[lane] = max(SMALLEST_BATCH, len(batch.body) // 2)
-            raise
+            if batch.first != batch.last or len(batch.body) < LONG_RECORD:
+                raise
+            # Nothing that follows can pass it: it is given up, and the director says so to its step, or in the log.
+            ack = self._ask("report", query=query, body=self._journal.instead(lane, batch.last).body, control=control)
         self._acknowledged(lane, batch, ack)
         if ack.acked <= before:
             raise e.BadAnswer(f"The director acknowledged {ack.acked} of lane {lane.value} again, and nothing more.")

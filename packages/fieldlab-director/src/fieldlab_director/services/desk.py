@@ -250,7 +250,7 @@ class Desk(Reception):
         """A token to join an infrastructure with."""
         name, request = ask.path["infrastructure"], ask.body
         token, expires = await self.store.write(lambda tx: agents.join_token(tx, ask.user, name, request))
-        pem = await asyncio.to_thread(_authority, self.settings.certificate)
+        pem = await asyncio.to_thread(_authority, self.settings.ca or self.settings.certificate)
         pin = hashlib.sha256(pem).hexdigest() if pem else ""
         return JoinToken(token=token, url=self.url, expires=expires, uses=request.uses, pin=pin)
 
@@ -270,7 +270,7 @@ class Desk(Reception):
 
     async def authority(self, ask: Ask) -> Bytes:
         """The certificate that agents are to trust, if the director has one of its own."""
-        pem = await asyncio.to_thread(_authority, self.settings.certificate)
+        pem = await asyncio.to_thread(_authority, self.settings.ca or self.settings.certificate)
         if not pem:
             raise NotFound("The director has no certificate of its own.")
         return Bytes(chunks=_once(pem), start=0, end=len(pem), total=len(pem))

@@ -141,6 +141,8 @@ def _body(lane: Lane, record: Record) -> Any:
     cls = RECORDS.get(record.kind)
     if cls is None:
         return None
+    if cls is GapRecord and lane is Lane.CONTROL:
+        raise _Refused("its node cannot give it: the disk is damaged, or a proxy lets nothing so long through")
     if (record.kind in CONTROL_KINDS) is not (lane is Lane.CONTROL):
         raise _Refused(f"a record of kind {record.kind!r} does not go by the lane {lane.value!r}")
     return msgspec.convert(record.body, cls)
