@@ -34,6 +34,7 @@ from fieldlab_director.services.accounts import add_user, create_token
 from fieldlab_director.services.desk import Desk
 from fieldlab_director.services.identity import executor_token
 from fieldlab_director.services.outcome import move
+from fieldlab_director.serving import server_config
 from fieldlab_director.settings import Limits, Settings
 from fieldlab_director.store import queries, schema
 from fieldlab_director.store.base import Store, Tx
@@ -114,8 +115,7 @@ class Lab:
         self.desk = Desk(self.settings, self.store, blobs, self.vault, self.fleet, "0")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            config = uvicorn.Config(make_http(self.desk), lifespan="off", log_config=None)
-            self.server = uvicorn.Server(config)
+            self.server = uvicorn.Server(server_config(make_http(self.desk), self.settings))
             self._ready.set()
             await self.server.serve(sockets=[listener])
         await self.store.close()
@@ -219,6 +219,20 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     lab = Lab(Settings(data=tmp_path_factory.mktemp("lab") / "data", limits=limits, **places))
     yield lab
     lab.close()
+
+
+@pytest.fixture(scope="module")
+def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """A lab with limits, and settings, of its own."""
+    made: list[Lab] = []
+
+    def make(limits: Limits, **settings: Any) -> Lab:
+        made.append(Lab(Settings(data=tmp_path_factory.mktemp("lab") / "data", limits=limits, **settings)))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        lab.close()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The director as a process: started, embedded, stopped, killed and started again. Each test starts its own."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -262,3 +264,26 @@ def test_the_first_start_says_once_how_to_log_in_and_writes_it_nowhere(tmp_path)
     finally:
         again.stop()
     assert "password" not in again.said
+
+
+def test_when_it_stops_readiness_goes_first_and_what_was_begun_ends_well(tmp_path):
+    served = Served(tmp_path / "d", "--bootstrap", "me", "--stop-delay", "4")
+    token = (tmp_path / "d" / "token").read_text().strip()
+    blob = b"half" * 2
+    digest = hashlib.sha256(blob).hexdigest()
+    where = urlsplit(served.url)
+    with (
+        socket.create_connection((where.hostname, where.port), timeout=60) as line,
+        httpx2.Client(trust_env=False) as http,
+    ):
+        line.sendall(
+            f"PUT /v1/blobs/{digest}?offset=0&size=8 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Length: 8\r\n\r\nhalf".encode()
+        )
+        served.process.send_signal(signal.SIGTERM)
+        while http.get(f"{served.url}/readyz").status_code != 503:
+            pass
+        assert http.get(f"{served.url}/healthz").status_code == 200
+        line.sendall(b"half")
+        assert b" 200 OK" in line.recv(65536)
+    served.stop()

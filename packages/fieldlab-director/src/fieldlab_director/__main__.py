@@ -46,6 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--key", type=Path, help="PEM file of the certificate's key")
     serve.add_argument("--ca", type=Path, help="PEM file of the CA that signed it, for executors to trust")
     serve.add_argument("--behind-proxy", action="store_true", help="a proxy in front does TLS")
+    serve.add_argument(
+        "--proxy",
+        action="append",
+        metavar="ADDRESS",
+        help="where that proxy asks from; its X-Forwarded-For is believed (default: this machine)",
+    )
+    serve.add_argument(
+        "--stop-delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="at the end, answer so long after /readyz says no, for a balancer to notice (default: %(default)s)",
+    )
     serve.add_argument("--advertise", metavar="URL", help="where executors reach it, if not at the address above")
     serve.add_argument("--bootstrap", metavar="USER", help="make this admin, with a token in DIR/token, if not there")
     serve.add_argument("--ephemeral", action="store_true", help="at the end, cancel every run and remove the data")
@@ -61,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> str:
     from fieldlab_director.app import serve
     from fieldlab_director.logs import configure
+    from fieldlab_director.settings import Settings
 
     settings = settings_of(
         options,
@@ -70,6 +84,8 @@ def _serve(options: argparse.Namespace) -> str:
         ca=options.ca,
         key=options.key,
         behind_proxy=options.behind_proxy,
+        proxies=tuple(options.proxy or Settings.proxies),
+        stop_delay=options.stop_delay,
         advertise=options.advertise,
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,

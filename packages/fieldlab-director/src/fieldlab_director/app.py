@@ -43,6 +43,7 @@ from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.passwords import hash_password
 from fieldlab_director.services.sweep import Sweeper, Swept
 from fieldlab_director.services.vault import Vault, check_canary, open_vault
+from fieldlab_director.serving import server_config
 from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Store, Tx
@@ -57,7 +58,6 @@ log = structlog.get_logger("fieldlab.director")
 
 FIRST_ADMIN = "admin"
 PACK_SECONDS = 120.0  # to pack the executor
-KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: one that is closed first can lose a request
 END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to end
 
 
@@ -339,19 +339,7 @@ class _Server(uvicorn.Server):
 
 async def _answer(desk: Desk, listener: socket.socket, ready: Callable[[], None], lifeline: int | None) -> None:
     settings = desk.settings
-    config = uvicorn.Config(
-        make_http(desk),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.stop_after),
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.key,
-        proxy_headers=settings.behind_proxy,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
+    config = server_config(make_http(desk), settings)
     server = _Server(config, ready)
     stopping = asyncio.Event()
     with _stop_on(stopping, lifeline):
@@ -365,6 +353,8 @@ async def _answer(desk: Desk, listener: socket.socket, ready: Callable[[], None]
 async def _end(desk: Desk, server: _Server, stopping: asyncio.Event) -> None:
     await stopping.wait()
     log.info("stopping")
+    desk.leaving = True  # nobody is sent here any more, who looks at /readyz
+    await asyncio.sleep(desk.settings.stop_delay)
     if desk.settings.ephemeral:
         await _end_runs(desk.store)
     desk.store.notifier.close()

@@ -69,6 +69,8 @@ def make_http(desk: Desk, *, lifespan: Callable[[Starlette], Any] | None = None)
 
     routes = [Route(row.path, _endpoint(desk, row), methods=[row.method]) for row in ENDPOINTS.values()]
     routes.append(Route("/openapi.json", described, methods=["GET"]))
+    routes.append(Route("/healthz", _alive, methods=["GET"]))
+    routes.append(Route("/readyz", _ready(desk), methods=["GET"]))
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
 
 
@@ -80,7 +82,8 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
 
     async def endpoint(request: Request) -> Response:
         began, request_id = time.perf_counter(), secrets.token_hex(8)
-        with structlog.contextvars.bound_contextvars(request_id=request_id, endpoint=row.name):
+        run = {"experiment": name} if (name := request.path_params.get("experiment")) else {}
+        with structlog.contextvars.bound_contextvars(request_id=request_id, endpoint=row.name, **run):
             try:
                 _settle(row, request)
                 caller = await _authorise(desk, row, request)
@@ -98,6 +101,22 @@ def _endpoint(desk: Desk, row: Endpoint) -> Callable[[Request], Awaitable[Respon
             return response
 
     return endpoint
+
+
+async def _alive(request: Request) -> Response:
+    """For who restarts processes: this one lives."""
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+def _ready(desk: Desk) -> Callable[[Request], Awaitable[Response]]:
+    """For who sends requests: they would be answered here."""
+
+    async def ready(request: Request) -> Response:
+        why = await desk.unready()
+        body = {"status": "unready", "why": why} if why else {"status": "ok"}
+        return Response(_ENCODE(body), 503 if why else 200, media_type="application/json")
+
+    return ready
 
 
 # --- how -------------------------------------------------------------------------------------------------------------
@@ -126,9 +145,16 @@ async def _authorise(desk: Desk, row: Endpoint, request: Request) -> Principals 
     if scheme.lower() != "bearer" or not token:
         raise AuthenticationError("The request has no token.")
     caller = await desk.identify(token.strip())
+    structlog.contextvars.bind_contextvars(**_logged(caller))  # each request has a context of its own
     if caller.may.isdisjoint(row.callers):
         raise PermissionDenied(f"This token may not call {row.name!r}.", advice=_advice(row, caller))
     return caller
+
+
+def _logged(caller: Principals) -> dict[str, str]:
+    if isinstance(caller, UserCaller):
+        return {"user": caller.name}
+    return {"deployment": caller.deployment_id} if isinstance(caller, ExecutorCaller) else {}
 
 
 def _advice(row: Endpoint, caller: Principals) -> str:
@@ -182,6 +208,7 @@ def _most(row: Endpoint, limits: Limits) -> int:
 
 async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     parts = request.stream().__aiter__()
+    began, size = time.monotonic(), 0
     while True:
         try:
             async with asyncio.timeout(limits.body_silence):  # not wait_for: it makes a task, for what is mostly there
@@ -190,6 +217,10 @@ async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
             return
         except TimeoutError as error:
             raise Unavailable("The body stopped coming.", advice="Send the rest again.") from error
+        size += len(part)
+        lasted = time.monotonic() - began
+        if lasted > limits.body_silence and size < lasted * limits.body_pace:
+            raise Unavailable("The body comes too slowly.", advice="Send it again, from a better line.")
         yield part
 
 

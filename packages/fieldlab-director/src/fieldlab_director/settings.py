@@ -26,7 +26,10 @@ class Limits:
     wait: float = 60.0  # one long-poll
     keep_alive: float = 15.0  # between two signs of life of a stream of events, and two looks at its token
     drain_for: float = 7 * 86_400.0  # after the end of a deployment its executor may deliver what is left
+    head_seconds: float = 20.0  # the head of a request has so long to arrive
+    head_bytes: int = 64 * 1024  # the head of a request
     body_silence: float = 60.0  # a body that brings nothing for so long is given up
+    body_pace: float = 128.0  # bytes a second that a body brings at the least, on average from body_silence on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class Settings:
     database_url: str | None = None
     blobs_url: str | None = None
     blobs_endpoint: str | None = None
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # from which X-Forwarded-For is believed, with behind_proxy
+    stop_delay: float = 0.0  # seconds between /readyz saying no and the end: a balancer has to notice
     stop_after: float = 10.0  # seconds that open requests have to end when it stops
     limits: Limits = field(default_factory=Limits)
 

@@ -67,6 +67,7 @@ from fieldlab_director.services.reception import Reception
 from fieldlab_director.services.streams import follow
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.settings import Settings
+from fieldlab_director.store import queries
 from fieldlab_director.store.base import Store, Tx, deployment_topic, events_topic, experiment_topic
 from fieldlab_director.store.blobs import Blobs
 
@@ -76,6 +77,7 @@ T = TypeVar("T")
 
 POLL_WAIT = 30.0  # an executor's poll is its sign of life, so it comes back before it is missed
 TRUSTED = 1.0  # seconds that a token is taken for good: it may be revoked while its owner waits
+READY_SECONDS = 5.0  # so long the database may take to answer when somebody looks whether it does
 TOLD_WAIT = 5.0  # an executor that was told to stop needs no answer at once, each time again
 MOST_TOLD = 10_000  # executors that were told; forgetting them costs each one answer that comes at once
 _OFF_LOOP = 256 * 1024  # an upload of more bytes is read in a thread
@@ -179,12 +181,24 @@ class Desk(Reception):
     version: str
     home: str = ""
     url: str = ""
+    leaving: bool = field(default=False, init=False)
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
     _recent: Recent = field(default_factory=Recent, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    async def unready(self) -> str:
+        """Why nobody should ask here; "" if all is well."""
+        if self.leaving or self.store.notifier.closed:
+            return "the director stops"
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self.store.read(lambda tx: tx.value(queries.META, name="canary"))
+        except (Unavailable, TimeoutError):
+            return "the database does not answer"
+        return ""
 
     async def identify(self, token: str) -> UserCaller | ExecutorCaller | AgentCaller:
         """Whose token this is.
