@@ -49,7 +49,7 @@ class Standin:
         self.begun = self.first = 0.0
         self.done = threading.Event()
         self._news = threading.Condition()
-        self.hub = Hub(shipment, folder / "hub", woken=self._woken)
+        self.hub = Hub(shipment.order(), folder / "hub", woken=self._woken)
         self.hub.move("node", State.PREPARING, State.READY, State.LAUNCHING)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True

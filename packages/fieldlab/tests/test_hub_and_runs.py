@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fieldlab import hub
+from fieldlab import spool
 from fieldlab.artifacts import Artifacts, place_of
 from fieldlab.hub import Hub
 from fieldlab.runs import FEED_PAGES, Run
@@ -88,7 +88,7 @@ class Stage:
         experiment = Experiment("exp").map(dag, [Node.dummy(name) for name in nodes])
         shipment = pack(experiment)
         self.woken = 0
-        self.hub = Hub(shipment, tmp_path / "blobs", woken=self._wake, clock=lambda: 5.0)
+        self.hub = Hub(shipment.order(), tmp_path / "blobs", woken=self._wake, clock=lambda: 5.0)
         self.actors = [Actor(self.hub, name) for name in nodes]
         self.run = Run(_Source(self.hub), self.hub.info(), steps=step_names(shipment))
 
@@ -598,7 +598,7 @@ def test_a_notebook_gets_one_table_that_is_replaced(one: Stage, monkeypatch: pyt
 
 
 def test_watching_shows_the_states_before_all_of_a_long_log(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PAGE", 10)
+    monkeypatch.setattr(spool, "PAGE", 10)
     for n in range(100):
         one.actors[0].report(p.LogRecord(step="work", text=f"line {n}\n"), lane="bulk")
     feed = one.run.log_feed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -67,6 +67,8 @@ class Client:
     profile file (``fieldlab.config``); ``profile`` names one of its profiles. ``timeout`` is in seconds, for each
     request; ``ca`` is a file with the certificate authority of the director. Nothing is sent before it is used.
 
+    ``transport``, ``clock`` and ``sleep`` are for tests (``fieldlab.testing``): what moves requests, and time.
+
     It may be used from several threads. Close it, or use it in a ``with`` statement, to let go of its connections.
 
     Raises:
@@ -82,15 +84,18 @@ class Client:
         profile: str | None = None,
         ca: str | None = None,
         transport: Transport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if timeout <= 0:
             raise ConfigurationError(f"timeout={timeout}: it must be more than zero seconds.")
         found = access(endpoint, token, profile=profile, ca=ca)
         self.endpoint = found.endpoint
         moved = transport or HttpTransport(found.endpoint, ca=found.ca)
-        self._token = found.token
+        self._token, self._clock = found.token, clock
         hint = _login_again(found.endpoint, found.user)
-        self._session = Session(found.endpoint, found.token, moved, Settings(timeout=timeout), login=hint)
+        settings = Settings(timeout=timeout)
+        self._session = Session(found.endpoint, found.token, moved, settings, login=hint, clock=clock, sleep=sleep)
         self.infrastructures = Infrastructures(self._session)
         self.secrets = Secrets(self._session)
         self.tokens = Tokens(self._session)
@@ -251,7 +256,7 @@ class Client:
 
     def _run(self, info: p.ExperimentInfo, shipment: Shipment | None = None) -> Run:
         steps = step_names(shipment) if shipment is not None else {}
-        return Run(DirectorSource(self._session, info.id), info, steps=steps)
+        return Run(DirectorSource(self._session, info.id), info, steps=steps, clock=self._clock)
 
     # --- the end ---
 

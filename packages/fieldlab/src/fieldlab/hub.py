@@ -12,7 +12,6 @@ nothing, and a step that writes gigabytes fills no memory.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections import Counter
@@ -35,19 +34,18 @@ from fieldlab_common.course import (
     experiment_outcome,
     way_to,
 )
-from fieldlab_common.deployment import Deployment
 from fieldlab_common.events import DEPLOYMENT, START, Event, Member
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, Reason, advance
+from fieldlab_common.node import Node
 from fieldlab_common.protocol import Lane
 
-from fieldlab.ship import Shipment
+from fieldlab.ship import Order
+from fieldlab.spool import PAGE, Spool
 
 __all__ = ["Answered", "Hub"]
 
 _D, _E = DeploymentState, ExperimentState
 _TO_LAUNCH = (_D.PENDING, _D.PREPARING, _D.READY)
-PAGE = 2000  # records in a page at most
-PAGE_BYTES = 16 * 1024 * 1024
 _PLAIN = (b'{"kind":"step"', b'{"kind":"log"', b'{"kind":"gap"', b'{"kind":"started"', b'{"kind":"cancel"')
 
 
@@ -63,8 +61,8 @@ class Answered:
 class _Here:
     """One deployment of the run."""
 
-    deployment: Deployment
     spec: p.DeploymentSpec
+    node: Node
     state: DeploymentState = _D.PENDING
     reason: Reason | None = None
     message: str = ""
@@ -80,58 +78,35 @@ class _Here:
     ended: float | None = None
 
 
-class _Spool:
-    """The records of one lane, in order: their bytes in a file, their places in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
-        self._end = 0
-        self._places: list[tuple[str, int, bool, int, int]] = []
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def add(self, deployment: str, number: int, late: bool, body: bytes) -> None:
-        """Append one."""
-        os.pwrite(self._file.fileno(), body, self._end)
-        self._places.append((deployment, number, late, self._end, len(body)))
-        self._end += len(body)
-
-    def read(self, after: int) -> list[p.RecordEntry]:
-        """The records after a cursor: a page of them, bounded in number and in bytes."""
-        found: list[p.RecordEntry] = []
-        size = 0
-        for deployment, number, late, start, length in self._places[after : after + PAGE]:
-            record = wire.loads(p.Record, os.pread(self._file.fileno(), length, start))
-            seq = after + len(found) + 1
-            found.append(p.RecordEntry(seq=seq, deployment=deployment, number=number, record=record, late=late))
-            size += length
-            if size > PAGE_BYTES:
-                break
-        return found
-
-
 class Hub:
-    """One run here. ``folder`` holds the blobs that executors send; ``woken`` is called when polls may have answers."""
+    """One run here. ``folder`` holds the blobs that executors send; ``woken`` is called when polls may have answers.
+
+    ``name``: the run's, if it is not its experiment's; ``start``: it may start as soon as it is ready, else when
+    ``request_start`` was called.
+    """
 
     def __init__(
         self,
-        shipment: Shipment,
+        order: Order,
         folder: Path,
         *,
         woken: Callable[[], None],
         clock: Callable[[], float] = time.time,
         secrets: Mapping[str, str] | None = None,
+        name: str = "",
+        run_id: str = "local",
+        start: bool = True,
     ) -> None:
         self._secrets = dict(secrets or {})
-        self._shipment, self._folder, self._woken, self._clock = shipment, folder, woken, clock
+        self._order, self._folder, self._woken, self._clock = order, folder, woken, clock
+        self._name, self._id, self._start_requested = name or order.name, run_id, start
         lock = threading.RLock()
         self._changed = threading.Condition(lock)  # the run's state, or its events
         self._recorded = threading.Condition(lock)  # apart: whoever waits for the end is not woken by each record
-        deployments = shipment.resolution.deployments
-        self._here = {d.name: _Here(d, p.spec_of(d, shipment.graphs[d.name])) for d in deployments}
+        self._here = {spec.name: _Here(spec, node) for spec, node in order.deployments}
         self._members = tuple(
-            Member(deployment=d.name, role=d.role, node=d.node.name, addresses=("127.0.0.1",)) for d in deployments
+            Member(deployment=spec.name, role=spec.role, node=node.name, addresses=("127.0.0.1",))
+            for spec, node in order.deployments
         )
         self._state, self._created = _E.PREPARING, clock()
         self._look_at = NEVER  # when the run may start
@@ -141,7 +116,7 @@ class Hub:
         self._keys: dict[str, Event] = {}
         self._artifacts: dict[tuple[str, str, str, int, int | None], p.ArtifactInfo] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._records = {lane.value: _Spool(folder / f"records.{lane.value}") for lane in Lane}
+        self._records = {lane.value: Spool(folder / f"records.{lane.value}") for lane in Lane}
 
     # --- what the run's owner does ------------------------------------------------------------------------------------
 
@@ -173,6 +148,20 @@ class Hub:
             self._settle()
             running = self._state is _E.RUNNING
             return tuple(name for name, here in self._here.items() if running and here.state is _D.READY)
+
+    def request_start(self) -> None:
+        """Let it start as soon as it is ready.
+
+        Raises:
+            IllegalState: it is being cancelled, or has ended without ever being started.
+        """
+        with self._changed:
+            if not self._start_requested:
+                if self._state.terminal or self._state is _E.CANCELLING:
+                    raise e.IllegalState(f"Experiment {self._name!r} is {self._state.value}: it cannot be started.")
+                self._start_requested = True
+                self._settle()
+        self._woken()
 
     def until_start(self) -> float:
         """Seconds until the run may start, if that is for a time only."""
@@ -231,13 +220,13 @@ class Hub:
         """How the run stands."""
         with self._changed:
             return p.ExperimentInfo(
-                id="local",
-                name=self._shipment.name,
+                id=self._id,
+                name=self._name,
                 state=self._state,
                 created=self._created,
                 started=self._started,
                 ended=self._ended,
-                settings=self._shipment.settings,
+                settings=self._order.settings,
                 deployments=tuple(_info(here) for here in self._here.values()),
             )
 
@@ -272,7 +261,7 @@ class Hub:
 
     def blob(self, digest: str, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from ``offset`` on."""
-        blobs = self._shipment.blobs
+        blobs = self._order.blobs
         if digest in blobs.data or digest in blobs.files:
             yield from blobs.chunks(digest, offset)
             return
@@ -326,12 +315,12 @@ class Hub:
             here.journal = asked.journal_id
             self._to(here, _D.RUNNING)
         return p.Claim(
-            experiment_id="local",
-            experiment=self._shipment.name,
+            experiment_id=self._id,
+            experiment=self._name,
             deployment=here.spec,
-            node=here.deployment.node,
+            node=here.node,
             members=self._members,
-            settings=self._shipment.settings,
+            settings=self._order.settings,
             protocol=p.PROTOCOL,
             server_time=self._clock(),
             control=here.acked["control"],
@@ -527,15 +516,15 @@ class Hub:
         return ExperimentStanding(
             state=self._state,
             deployments=Counter(states),
-            min_nodes=self._shipment.settings.min_nodes,
-            start_requested=True,
-            start_at=self._shipment.settings.start_at,
+            min_nodes=self._order.settings.min_nodes,
+            start_requested=self._start_requested,
+            start_at=self._order.settings.start_at,
         )
 
     def _move_run(self, state: ExperimentState) -> None:
         self._state = advance(self._state, state)
         if state is _E.RUNNING and len(self.unfinished()) == 1:  # it has nobody to wait for
-            self._started = max(self._clock(), self._shipment.settings.start_at or 0.0)
+            self._started = max(self._clock(), self._order.settings.start_at or 0.0)
         if state.terminal:
             self._ended = self._clock()
 
@@ -544,7 +533,7 @@ class Hub:
         if self._state is not _E.RUNNING or self._started is not None:
             return
         counts = Counter((here.state, here.ready is not None) for here in self._here.values())
-        action = decide_beginning(counts, self._shipment.settings.min_nodes)
+        action = decide_beginning(counts, self._order.settings.min_nodes)
         if isinstance(action, Abandon):
             for here in self._here.values():
                 if not here.state.terminal and here.cancel is None:
@@ -552,7 +541,7 @@ class Hub:
             self._woken()
         elif action is not None:
             bound = max(here.ready for here in self._here.values() if here.ready is not None)
-            self._started = begins_at(self._clock(), self._shipment.settings.start_at, bound)
+            self._started = begins_at(self._clock(), self._order.settings.start_at, bound)
             self._add_event(Event(name=START, data={"at": self._started}, sent_at=self._clock()))
 
     def _abandon(self, message: str) -> list[DeploymentState]:

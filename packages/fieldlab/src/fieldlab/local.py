@@ -39,7 +39,6 @@ from typing import Any, overload
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
 from fieldlab_common.dag import DAG
-from fieldlab_common.deployment import Deployment
 from fieldlab_common.environment import Venv
 from fieldlab_common.errors import (
     DefinitionError,
@@ -59,7 +58,7 @@ from fieldlab.here import this_node
 from fieldlab.hub import Hub
 from fieldlab.results import DeploymentResults
 from fieldlab.runs import Run
-from fieldlab.ship import PYTHON, Shipment, pack, require_sound, step_names
+from fieldlab.ship import PYTHON, Order, Shipment, pack, require_sound, step_names
 from fieldlab.source import Source
 from fieldlab.watch import watch as watch_run
 
@@ -128,7 +127,7 @@ def run(
     shipment = require_sound(pack(experiment))
     _require_platform()
     _require_secrets(shipment, secrets or {})
-    source = LocalSource(shipment, folder, secrets)
+    source = LocalSource(shipment.order(), folder, secrets)
     source.launch()
     handle = Run(source, source.info(), steps=step_names(shipment))
     if wait or isinstance(what, DAG):
@@ -194,24 +193,25 @@ def _finish(handle: Run, source: LocalSource, timeout: float | None, watch: bool
 
 
 class LocalSource:
-    """A run here, as ``Run`` reads it; owns the executors and the folder."""
+    """A run here, as ``Run`` reads it; owns the executors and the folder. ``options`` are the hub's."""
 
     def __init__(
         self,
-        shipment: Shipment,
+        order: Order,
         folder: str | os.PathLike[str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> None:
         self._folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="fieldlab-"))
         self._carrier = _Carrier()
-        self._hub = Hub(shipment, self._folder / "blobs", woken=self._carrier.wake, secrets=secrets)
+        self._hub = Hub(order, self._folder / "blobs", woken=self._carrier.wake, secrets=secrets, **options)
         self._carrier.hub = self._hub
-        self._shipment = shipment
+        self._order = order
         self._end = weakref.finalize(self, _end, self._carrier, self._folder if folder is None else None)
 
     def launch(self) -> None:
         """Prepare every deployment, and start them when the experiment may."""
-        self._carrier.begin(self._shipment, self._folder / "deployments")
+        self._carrier.begin(self._order, self._folder / "deployments")
 
     def settle(self) -> None:
         """Wait until the executors of a run that has ended have sent their last logs and are gone."""
@@ -221,6 +221,7 @@ class LocalSource:
         return self._hub.info()
 
     def start(self) -> p.ExperimentInfo:
+        self._hub.request_start()
         return self._hub.info()
 
     def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
@@ -315,22 +316,22 @@ class _Carrier:
         with contextlib.suppress(BlockingIOError, OSError):  # full: it is woken already; closed: nobody is left to wake
             self._wake_out.send(b"w")
 
-    def begin(self, shipment: Shipment, folder: Path) -> None:
-        """Prepare the deployments of ``shipment``, and serve."""
-        self._experiment = shipment.name
-        deployments = shipment.resolution.deployments
-        wanted: dict[str, list[Deployment]] = {}  # those that want the same environment
-        for one in deployments:
+    def begin(self, order: Order, folder: Path) -> None:
+        """Prepare the deployments of ``order``, and serve."""
+        self._experiment = order.name
+        specs = [spec for spec, _ in order.deployments]
+        wanted: dict[str, list[p.DeploymentSpec]] = {}  # those that want the same environment
+        for one in specs:
             self._waiting[one.name] = folder / one.name
             self.hub.move(one.name, _D.PREPARING)
-            ready = one.environment.kind == "host" or len(deployments) == 1
+            ready = one.environment.kind == "host" or len(specs) == 1
             wanted.setdefault("" if ready else f"{one.environment!r} {one.python}", []).append(one)
         self.hub.move_all([one.name for one in wanted.pop("", [])], _D.READY)
         for alike in wanted.values():
             threading.Thread(target=self._prepare, args=(alike,), name="fieldlab-prepare", daemon=True).start()
         self._thread.start()
 
-    def _prepare(self, alike: list[Deployment]) -> None:
+    def _prepare(self, alike: list[p.DeploymentSpec]) -> None:
         """Make the environment of deployments that want the same."""
         from fieldlab_executor import environments, preparing
 
@@ -338,7 +339,8 @@ class _Carrier:
         with self._lock:
             if self._closing:
                 return
-            made = preparing.Preparation(_EXECUTOR, first.environment, first.python, lambda line: None)
+            environment = p.environment_of(first.environment)
+            made = preparing.Preparation(_EXECUTOR, environment, first.python, lambda line: None)
             self._preparations.add(made)
         try:
             made.wait(environments.BUILD_SECONDS)

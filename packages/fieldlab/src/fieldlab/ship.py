@@ -20,12 +20,13 @@ from fieldlab_common import wire
 from fieldlab_common.deployment import MAX_INLINE, inline
 from fieldlab_common.errors import BlobMismatch, DefinitionError, PlanError
 from fieldlab_common.experiment import Experiment
+from fieldlab_common.node import Node
 from fieldlab_common.resolve import Resolution, resolve
 
 from fieldlab import modules
 from fieldlab.transport import Session
 
-__all__ = ["CHUNK", "Blobs", "Shipment", "pack", "require_sound", "settings_of", "step_names", "upload"]
+__all__ = ["CHUNK", "Blobs", "Order", "Shipment", "pack", "require_sound", "settings_of", "step_names", "upload"]
 
 CHUNK = 4 * 1024 * 1024  # bytes in one request of an upload
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -149,6 +150,16 @@ def _filled(cell: types.CellType) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be run, as whoever runs it gets it: specifications, each with its node, and the blobs they name."""
+
+    name: str
+    deployments: tuple[tuple[p.DeploymentSpec, Node], ...]
+    blobs: Blobs
+    settings: p.ExperimentSettings = field(default_factory=p.ExperimentSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shipment:
     """An experiment, resolved and sealed. ``graphs``: for each deployment the digest of its graph."""
 
@@ -160,10 +171,15 @@ class Shipment:
 
     def request(self, *, if_exists: str, start: bool) -> p.SubmitExperiment:
         """The request that submits it."""
-        specs = tuple(p.spec_of(d, self.graphs[d.name]) for d in self.resolution.deployments)
+        specs = tuple(spec for spec, _ in self.order().deployments)
         return p.SubmitExperiment(
             name=self.name, deployments=specs, settings=self.settings, if_exists=if_exists, start=start
         )
+
+    def order(self) -> Order:
+        """It, for a run in this process."""
+        placed = tuple((p.spec_of(d, self.graphs[d.name]), d.node) for d in self.resolution.deployments)
+        return Order(name=self.name, deployments=placed, blobs=self.blobs, settings=self.settings)
 
 
 def settings_of(experiment: Experiment) -> p.ExperimentSettings:

@@ -47,6 +47,11 @@ class VirtualTime:
         self._asked += 1
         heapq.heappush(self._due, (self.now + seconds, self._asked, call, arguments))
 
+    @property
+    def next(self) -> float | None:
+        """When the next thing is due; None: nothing is."""
+        return self._due[0][0] if self._due else None
+
     def run(self, until: float, most: int) -> bool:
         """Let time pass until nothing is due; false if ``until``, or the bound of ``most`` calls, came first."""
         due, pop = self._due, heapq.heappop
