@@ -28,6 +28,9 @@ NOT_FAKED = {
         ("login", "logout", "change_password", "tokens", "create_token", "revoke_token"),
         "it has one user, with one token",
     ),
+    **dict.fromkeys(
+        ("join_token", "agents", "remove_agent", "join", "authority", "renew_agent"), "no machine can join it"
+    ),
     **dict.fromkeys(("users", "add_user", "change_user", "remove_user"), "it has one user"),
 }
 _number = itertools.count(1)
@@ -93,8 +96,8 @@ def session(client: fl.Client) -> Session:
 
 
 def test_the_fake_answers_everything_that_a_user_may_ask() -> None:
-    executors = {p.Caller.EXECUTOR, p.Caller.UPLOADER}
-    users = {row.name for row in p.ENDPOINTS.values() if not set(row.callers) <= executors}
+    machines = {p.Caller.EXECUTOR, p.Caller.UPLOADER, p.Caller.AGENT}
+    users = {row.name for row in p.ENDPOINTS.values() if not set(row.callers) <= machines}
     assert users - set(FAKED) == set(NOT_FAKED)
 
 
@@ -114,7 +117,7 @@ def test_who_and_what_is_there(client: fl.Client) -> None:
 def test_infrastructure_is_attached_under_a_name_of_its_own(client: fl.Client) -> None:
     lab = name()
     made = client.infrastructures.attach(lab, fl.Local(nodes=[{"name": f"{lab}-x", "shelf": 3}, f"{lab}-y"]))
-    assert (made.name, made.kind, made.nodes, made.state) == (lab, "local", 2, "ready")
+    assert (made.name, made.kind, made.info.nodes, made.info.state) == (lab, "local", 2, "ready")
     assert client.nodes()[f"{lab}-x"]["shelf"] == 3
     assert lab in [one.name for one in client.infrastructures.list()]
     with pytest.raises(fl.IllegalState):
