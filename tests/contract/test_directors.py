@@ -443,6 +443,46 @@ def test_a_whole_run_is_cancelled(client: fl.Client) -> None:
     assert {one.reason for one in run.deployments.values()} == {fl.Reason.CANCELLED}
 
 
+# --- again, and away --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_repeated_as_it_was_under_the_next_name(client: fl.Client) -> None:
+    first = client.submit(sums(client))
+    first.wait(timeout=100, raise_on_failure=True)
+    again = first.rerun()
+    assert again.name == f"{first.name}#2"
+    assert again.rerun(start=False).name == f"{first.name}#3"
+    assert again.wait(timeout=100) is fl.ExperimentState.SUCCEEDED
+    assert again.results["b"]["total"].value == 6
+    client.run(f"{first.name}#3").cancel()
+
+
+def test_a_run_that_has_ended_is_deleted_and_its_name_is_free(client: fl.Client) -> None:
+    called = name()
+    run = client.prepare(sums(client, called))
+    with pytest.raises(fl.IllegalState):
+        run.delete()
+    run.delete(force=True)
+    for ask in (lambda: client.run(called), lambda: run.info, lambda: run.events.count("x"), lambda: run.delete()):
+        with pytest.raises(fl.NotFound):
+            ask()
+    assert called not in [one.name for one in client.experiments()]
+    client.prepare(sums(client, called)).cancel()
+
+
+def test_experiments_are_found_by_name_and_time(client: fl.Client) -> None:
+    called = name()
+    runs = [client.prepare(sums(client, f"{called}-{kind}")) for kind in ("dns", "DNS-2", "tcp")]
+    assert {one.name for one in client.experiments(name=f"{called}-dns*")} == {runs[0].name, runs[1].name}
+    assert [one.name for one in client.experiments(name=f"{called}-t?p")] == [runs[2].name]
+    assert not client.experiments(name="[a-z]*")
+    assert {run.name for run in runs} <= {one.name for one in client.experiments(since="1h")}
+    page = session(client).call("experiments", p.ExperimentPage, query={"since": runs[0].info.created + 1e6})
+    assert page.experiments == ()
+    for run in runs:
+        run.cancel()
+
+
 # --- large values -----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import count
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -28,7 +29,7 @@ from fieldlab_common.node import Node
 from fieldlab_common.step import check_name
 
 from fieldlab.ship import Blobs, Order
-from fieldlab.source import Source
+from fieldlab.source import Readable
 from fieldlab.text import listed
 from fieldlab.transport import Answer, Request, Stream, json_of
 
@@ -39,7 +40,7 @@ _JSON = {"content-type": "application/json"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ON_THE_WAY = (e.DirectorUnreachable, e.DirectorTimeout, e.BadAnswer)  # errors of the line, not of the director
 
-Begin = Callable[[Order, str, str, bool, Mapping[str, str]], Source]  # order, name, id, start, secrets
+Begin = Callable[[Order, str, str, bool, Mapping[str, str]], Readable]  # order, name, id, start, secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ class _Kept:
 
     id: str
     name: str
-    run: Source
+    request: p.SubmitExperiment
+    run: Readable
 
 
 @dataclass
@@ -281,36 +283,65 @@ class Desk:
     # --- experiments --------------------------------------------------------------------------------------------------
 
     def _on_submit(self, ask: Ask) -> p.ExperimentInfo:
-        request, key = ask.body, ask.headers.get("idempotency-key", "")
-        digest = hashlib.sha256(wire.dumps(request)).hexdigest()
+        request: p.SubmitExperiment = ask.body
         _check_submit(request)
+
+        def submitted() -> _Kept:
+            there = self._named(request.name)
+            if there is not None and request.if_exists == "error":
+                raise e.ExperimentExists(f"There is an experiment {request.name!r}.")
+            if there is not None and request.if_exists == "attach":
+                return there
+            return self._store(request, request.name if there is None else self._free_name(request.name))
+
+        return self._once(ask, submitted).run.info()
+
+    def _on_rerun(self, ask: Ask) -> p.ExperimentInfo:
+        def again() -> _Kept:
+            old = self._kept(ask)
+            settings = replace(old.request.settings, start_at=None)
+            name = self._free_name(re.sub(r"#\d+$", "", old.name))
+            return self._store(replace(old.request, settings=settings, start=ask.body.start), name)
+
+        return self._once(ask, again).run.info()
+
+    def _once(self, ask: Ask, make: Callable[[], _Kept]) -> _Kept:
+        """What a request makes; if it is repeated, under the same key, what it made the first time."""
+        key, digest = ask.headers.get("idempotency-key", ""), hashlib.sha256(wire.dumps(ask.body)).hexdigest()
         with self._lock:
             if key in self._keys:
                 known, made = self._keys[key]
                 if known != digest:
                     raise e.InvalidRequest("Idempotency-Key was used for another request.", details={"path": "header"})
-                return self._runs[made].run.info()
-            kept = self._submitted(request)
+                return self._runs[made]
+            kept = make()
             if key:
                 self._keys[key] = (digest, kept.id)
-        return kept.run.info()
+            return kept
 
-    def _submitted(self, request: p.SubmitExperiment) -> _Kept:
-        there = self._named(request.name)
-        if there is not None and request.if_exists == "error":
-            raise e.ExperimentExists(f"There is an experiment {request.name!r}.")
-        if there is not None and request.if_exists == "attach":
-            return there
+    def _free_name(self, name: str) -> str:
+        return next(free for n in count(2) if self._named(free := f"{name}#{n}") is None)
+
+    def _store(self, request: p.SubmitExperiment, name: str) -> _Kept:
         self._hold_there(request)
-        free = (name for n in count(2) if self._named(name := f"{request.name}#{n}") is None)
-        name = next(free) if there is not None else request.name
         placed = tuple((spec, self._nodes[spec.node]) for spec in request.deployments)
         order = Order(name=request.name, deployments=placed, blobs=self._blobs, settings=request.settings)
         secrets = {name: value for name, (value, _) in self._secrets.items()}
         made = f"run-{next(self._numbers)}"
-        kept = _Kept(id=made, name=name, run=self._begin(order, name, made, request.start, secrets))
-        self._runs[made] = kept
+        run = self._begin(order, name, made, request.start, secrets)
+        kept = self._runs[made] = _Kept(id=made, name=name, request=request, run=run)
         return kept
+
+    def _on_delete_experiment(self, ask: Ask) -> p.Empty:
+        kept = self._kept(ask)
+        if not kept.run.info().state.terminal:
+            if not ask.query.get("force"):
+                raise e.IllegalState(
+                    f"Experiment {kept.name!r} has not ended.", advice="Delete it with force, which cancels it first."
+                )
+            kept.run.cancel("It was deleted.", ())
+        del self._runs[kept.id]
+        return p.Empty()
 
     def _hold_there(self, request: p.SubmitExperiment) -> None:
         """Hold that what the request names is here."""
@@ -331,22 +362,32 @@ class Desk:
     def _named(self, name: str) -> _Kept | None:
         return next((kept for kept in self._runs.values() if kept.name == name), None)
 
-    def _of(self, ask: Ask) -> Source:
+    def _kept(self, ask: Ask) -> _Kept:
         wanted = ask.path["experiment"]
         kept = self._runs.get(wanted) or self._named(wanted)
         if kept is None:
             raise e.NotFound("There is no such experiment.", advice="client.experiments() lists yours.")
-        return kept.run
+        return kept
+
+    def _of(self, ask: Ask) -> Readable:
+        return self._kept(ask).run
 
     def _on_experiments(self, ask: Ask) -> p.ExperimentPage:
         state, after, limit = ask.query.get("state", ""), ask.query.get("after", ""), ask.limit
+        pattern, since = ask.query.get("name", "*").lower(), ask.query.get("since", 0.0)
         if state and state not in {one.value for one in ExperimentState}:
             raise e.InvalidRequest("state must be that of an experiment.", details={"path": "?state"})
         if after and after not in self._runs:
             raise e.InvalidRequest("after must be the `next` of an earlier page.", details={"path": "?after"})
         newest = list(reversed(self._runs))
         infos = [self._runs[one].run.info() for one in newest[newest.index(after) + 1 if after else 0 :]]
-        found = [replace(info, deployments=()) for info in infos if state in ("", info.state.value)]
+        found = [
+            replace(info, deployments=(), waits_for=())
+            for info in infos
+            if state in ("", info.state.value)
+            and info.created >= since
+            and fnmatchcase(info.name.lower(), pattern.replace("[", "[[]"))
+        ]
         page = tuple(found[:limit])
         return p.ExperimentPage(experiments=page, next=page[-1].id if len(found) > limit else None)
 
@@ -415,7 +456,7 @@ def _query(row: p.Endpoint, url: str) -> dict[str, Any]:
     for name, text in parse_qsl(urlsplit(url).query):
         if name in row.query:
             try:
-                found[name] = row.query[name](text)
+                found[name] = text == "true" if row.query[name] is bool else row.query[name](text)
             except ValueError as error:
                 raise e.InvalidRequest(
                     f"The query parameter {name!r} is no {row.query[name].__name__}.", details={"path": f"?{name}"}

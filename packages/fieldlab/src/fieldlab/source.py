@@ -18,14 +18,14 @@ from fieldlab_common.protocol import Lane
 
 from fieldlab.transport import Session, check
 
-__all__ = ["LONG_POLL", "PATIENCE", "DirectorSource", "Source"]
+__all__ = ["LONG_POLL", "PATIENCE", "DirectorSource", "Readable", "Source"]
 
 LONG_POLL = 20.0  # seconds for which one request may be held
 PATIENCE = 60.0  # seconds for which a run is followed though its director does not answer
 PAGE = 1000  # records in a page at most
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """One run, as it can be read and steered. ``wait``: seconds for which an answer that would be empty is held."""
 
     def info(self) -> p.ExperimentInfo:
@@ -38,14 +38,6 @@ class Source(Protocol):
 
     def cancel(self, reason: str, deployments: Sequence[str]) -> p.ExperimentInfo:
         """Stop it, or the named deployments of it."""
-        ...
-
-    def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
-        """Run it once more: the new run's source, and how it stands."""
-        ...
-
-    def delete(self, force: bool) -> None:
-        """Let it go, with all that it gave."""
         ...
 
     def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
@@ -70,6 +62,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of what the run holds open."""
+        ...
+
+
+class Source(Readable, Protocol):
+    """One run, as its handle has it: it can also be repeated, and forgotten."""
+
+    def rerun(self, start: bool) -> tuple[Source, p.ExperimentInfo]:
+        """Run it once more: the new run's source, and how it stands."""
+        ...
+
+    def delete(self, force: bool) -> None:
+        """Let it go, with all that it gave."""
         ...
 
 

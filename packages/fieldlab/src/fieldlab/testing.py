@@ -29,7 +29,7 @@ from fieldlab.client import Client
 from fieldlab.fake import Desk, FakeTransport
 from fieldlab.played import InTurn, StandIn, StandIns
 from fieldlab.ship import PYTHON, Order
-from fieldlab.source import Source
+from fieldlab.source import Readable
 from fieldlab.world import PlayedRun, World
 
 __all__ = ["FakeDirector", "InTurn", "StandIn"]
@@ -55,9 +55,9 @@ class FakeDirector:
 
     def __init__(self, nodes: Nodes = 2, *, stand_ins: StandIns | None = None) -> None:
         self._stand_ins = None if stand_ins is None else dict(stand_ins)
-        self._world = World()
+        self._world = World(time.time())
         self._folder = tempfile.TemporaryDirectory(prefix="fieldlab-fake-")
-        self._runs: list[Source] = []
+        self._runs: list[Readable] = []
         self._desk = Desk(self._begin, self._clock, _made(nodes), TOKEN)
 
     def client(self, *, token: str = TOKEN, timeout: float = 30.0) -> Client:
@@ -115,9 +115,9 @@ class FakeDirector:
     def _clock(self) -> float:
         return time.time() if self._stand_ins is None else self._world.clock()
 
-    def _begin(self, order: Order, name: str, run_id: str, start: bool, secrets: Mapping[str, str]) -> Source:
+    def _begin(self, order: Order, name: str, run_id: str, start: bool, secrets: Mapping[str, str]) -> Readable:
         about = {"name": name, "run_id": run_id, "start": start}
-        run: Source
+        run: Readable
         if self._stand_ins is None:
             from fieldlab.local import LocalSource
 

@@ -25,7 +25,6 @@ from fieldlab.virtual import VirtualTime
 __all__ = ["PlayedRun", "World"]
 
 Page = TypeVar("Page", p.RecordPage, p.EventPage)
-EPOCH = 1_750_000_000.0  # when virtual time begins, in seconds since the epoch
 MOST_CALLS = 1_000_000  # things that happen while one request waits
 OTHERS = 0.2  # real seconds for which a request waits for other threads, when nothing is due in virtual time
 
@@ -36,7 +35,8 @@ class World:
     What takes no time happens at once; what takes time happens while somebody waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begins: float) -> None:
+        self._begins = begins  # when virtual time begins, in seconds since the epoch
         self.time = VirtualTime()
         self.lock = threading.Condition(threading.RLock())
         self.runs: list[PlayedRun] = []
@@ -44,7 +44,7 @@ class World:
 
     def clock(self) -> float:
         """Seconds since the epoch, virtually."""
-        return EPOCH + self.time.now
+        return self._begins + self.time.now
 
     def woken(self) -> None:
         """There may be something that a player has not seen."""
