@@ -84,3 +84,16 @@ def test_the_page_on_errors_has_every_error_with_its_status():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    folders = {"D/": "packages/fieldlab-director/tests/", "E/": "packages/fieldlab-executor/tests/"}
+    named = re.findall(r"`(D/|E/)?([\w/]+\.py)::(\w+)`", text)
+    missing = [
+        f"{folder}{path}::{name}"
+        for folder, path, name in named
+        if f"\ndef {name}(" not in (ROOT / folders.get(folder, "") / path).read_text()
+    ]
+    assert len(named) > 50
+    assert missing == []

@@ -444,6 +444,23 @@ def test_a_day_of_log_records_stays_within_its_quota_on_the_node(tmp_path: Path,
     assert director.taken + director.gaps == count
 
 
+def test_a_director_that_was_restored_from_a_backup_gets_again_what_is_there_and_a_gap_for_the_rest(
+    stage: Stage,
+) -> None:
+    stage.write(CONTROL, 20)  # of several segments
+    stage.link.start()
+    stage.acked(CONTROL, 20)
+    stage.director.change(records={"control": {}, "bulk": {}}, acked_floor=5)
+    stage.write(CONTROL, 1)
+    stage.director.seen("report", stage.director.asked.count("report") + 1)
+    stage.director.change(acked_floor=None)
+    assert stage.link.drain(DEADLINE)
+    got = stage.director.records["control"]
+    assert sorted(got) == list(range(6, 22))
+    assert loads(Record, got[6]).kind == "gap"
+    assert got[20] == b"record"
+
+
 def test_a_proxy_with_a_small_limit_gets_small_batches(make: Callable[..., Stage]) -> None:
     stage = make()
     for _ in range(20):
