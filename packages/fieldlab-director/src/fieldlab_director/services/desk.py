@@ -59,6 +59,7 @@ from fieldlab_director.services import (
     secrets,
 )
 from fieldlab_director.services.agents import AgentCaller, agent_caller
+from fieldlab_director.services.familiar import Familiar
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller, executor_caller, new_id, user_caller
 from fieldlab_director.services.infrastructures import Fleet
 from fieldlab_director.services.intake import read_upload
@@ -185,9 +186,11 @@ class Desk(Reception):
     _told: set[tuple[str, str]] = field(default_factory=set, init=False)
     _members: journals.Members = field(default_factory=journals.Members, init=False)
     _recent: Recent = field(default_factory=Recent, init=False)
+    _familiar: Familiar = field(default_factory=Familiar, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.store.notifier.listen(self._familiar.forget)
 
     async def unready(self) -> str:
         """Why nobody should ask here; "" if all is well."""
@@ -207,8 +210,12 @@ class Desk(Reception):
             AuthenticationError: nobody's, or not good any more.
         """
         if token.startswith("fle_"):
-            key, drain_for = self.vault.executor_key, self.settings.limits.drain_for
-            return await self.store.read(lambda tx: executor_caller(tx, key, token, drain_for=drain_for))
+            known = self._familiar.of(token)
+            if known is None:
+                key, drain_for = self.vault.executor_key, self.settings.limits.drain_for
+                known = await self.store.read(lambda tx: executor_caller(tx, key, token, drain_for=drain_for))
+                self._familiar.keep(token, known)
+            return known
         if token.startswith("fla_"):
             return await self.store.read(lambda tx: agent_caller(tx, token))
         return await self.store.read(lambda tx: user_caller(tx, token))

@@ -45,7 +45,7 @@ from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.uses import use
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
-from fieldlab_director.store.base import WORK, Tx, experiment_topic
+from fieldlab_director.store.base import WORK, Tx, deployment_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import append_event, append_records
 
@@ -157,7 +157,7 @@ def finish(tx: Tx, row: DeploymentRow) -> DeploymentRow:
     lane = {"guard_deployment_id": row.id, "guard_journal_id": row.journal_id, "guard_lane": Lane.BULK}
     if row.state.terminal and not row.drained and (tx.value(queries.ACKED, **lane) or 0) >= ending.bulk:
         tx.execute(queries.SET_DRAINED, guard_id=row.id)
-        tx.notify(experiment_topic(row.experiment_id), WORK)
+        tx.notify(experiment_topic(row.experiment_id), deployment_topic(row.id), WORK)
         row = replace(row, drained=True)
     return row
 

@@ -11,7 +11,7 @@ and because it may be run again from the start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -130,7 +130,12 @@ class Notifier:
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
         self._turns: dict[str, _Turn] = {}
+        self._listeners: list[Callable[[Iterable[str]], None]] = []
         self.closed = False
+
+    def listen(self, listener: Callable[[Iterable[str]], None]) -> None:
+        """Have ``listener`` told of all topics that are woken, before those who watch are."""
+        self._listeners.append(listener)
 
     @contextmanager
     def watch(self, *topics: str) -> Iterator[Watch]:
@@ -146,8 +151,10 @@ class Notifier:
                 if not self._watches[topic]:
                     del self._watches[topic]
 
-    def wake(self, topics: Iterable[str]) -> None:
+    def wake(self, topics: Collection[str]) -> None:
         """Wake every watch over one of ``topics``; a wide one's when its turn comes."""
+        for listener in self._listeners:
+            listener(topics)
         for topic in topics:
             watches = self._watches.get(topic, ())
             if len(watches) <= NARROW or self.closed:
