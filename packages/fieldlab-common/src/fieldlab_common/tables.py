@@ -34,9 +34,11 @@ class Part(Protocol):
     @property
     def size(self) -> int:
         """How many bytes they are."""
+        ...
 
     def write(self, write: Write) -> None:
         """Give them all to ``write``, piece by piece; nothing is copied that need not be."""
+        ...
 
 
 class Raw:
@@ -168,8 +170,10 @@ def _encode_pandas(value: Any, emit: Emit, encode_other: Encode) -> dict[str, An
     if not one and not isinstance(value, pandas.api.extensions.ExtensionArray):
         raise NotData(cls.__name__)
     series = pandas.Series([value] if one else value)
-    if one and (type(series[0]) is not cls or series[0] != value):
-        raise NotData(f"this {cls.__name__}")
+    if one:
+        kept: Any = series.iloc[0]
+        if type(kept) is not cls or kept != value:
+            raise NotData(f"this {cls.__name__}")
     return {"$": "element" if one else "array", **_encode_frame(series.to_frame("v"), emit)}
 
 
@@ -195,7 +199,8 @@ def _encode_frame(frame: Any, emit: Emit) -> dict[str, Any]:
 def _range(bounds: list[int], name: Any) -> Any:
     import pandas
 
-    return pandas.RangeIndex(*map(int, bounds), name=name)
+    start, stop, step = map(int, bounds)
+    return pandas.RangeIndex(start, stop, step, name=name)
 
 
 def _check_frame(frame: Any, empty: Any) -> None:
