@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +76,10 @@ class Executor:
 
     def __post_init__(self) -> None:
         self.http = self.lab.client(self.token)
+
+    def on(self, lab: Lab) -> Executor:
+        """The same executor, before another director."""
+        return replace(self, lab=lab)
 
     def claim(self, **changes: Any) -> httpx2.Response:
         request = ClaimRequest(**{"journal_id": self.journal, "epoch": self.epoch, **changes})
@@ -227,7 +231,8 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     made: list[Lab] = []
 
     def make(limits: Limits, **settings: Any) -> Lab:
-        made.append(Lab(Settings(data=tmp_path_factory.mktemp("lab") / "data", limits=limits, **settings)))
+        data = tmp_path_factory.mktemp("lab") / "data"
+        made.append(Lab(Settings(**{"data": data, "limits": limits, **settings})))
         return made[-1]
 
     yield make

@@ -207,7 +207,7 @@ async def open_blobs(settings: Settings) -> Blobs:
     Raises:
         ConfigurationError: the bucket cannot be used.
     """
-    shelf: Shelf = FolderShelf(settings.blobs / "complete")
+    shelf: Shelf = FolderShelf(settings.complete_blobs)
     if settings.blobs_url is not None:
         shelf = bucket = BucketShelf(settings.blobs_url, endpoint=settings.blobs_endpoint)
         await bucket.check()

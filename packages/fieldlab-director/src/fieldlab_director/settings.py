@@ -83,6 +83,11 @@ class Settings:
         return self.data / "blobs"
 
     @property
+    def complete_blobs(self) -> Path:
+        """The folder of complete blobs, unless ``blobs_url`` is given."""
+        return self.blobs / "complete"
+
+    @property
     def executable(self) -> Path:
         """The executor as one file."""
         return self.data / "fieldlab.pyz"

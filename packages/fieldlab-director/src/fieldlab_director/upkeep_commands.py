@@ -8,17 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fieldlab_common.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from fieldlab_director.settings import Settings
+    from fieldlab_director.store.backup import Backup
 
 __all__ = ["add_places", "add_upkeep", "settings_of"]
 
 
 def add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``migrate`` and ``gc`` to the command line."""
+    """Add ``migrate``, ``gc``, ``backup`` and ``restore`` to the command line."""
     migrate = _command(commands, "migrate", _migrate, "bring the database to the tables of this release")
     migrate.add_argument("--show", action="store_true", help="only say what would be done")
     _command(commands, "gc", _sweep, "remove blobs that nothing refers to, and uploads that nobody goes on with")
+    keep = _command(commands, "backup", _backup, "copy the data, while the director serves")
+    keep.add_argument("target", type=Path, metavar="FOLDER", help="a new folder")
+    back = _command(commands, "restore", _restore, "make a data folder of a backup")
+    back.add_argument("source", type=Path, metavar="FOLDER", help="the backup's")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -73,3 +80,42 @@ def _sweep(options: argparse.Namespace) -> str:
 
     done = asyncio.run(sweep(settings_of(options)))
     return f"{done.let_go} blobs lost an owner, {done.removed} were removed, {done.expired} uploads were thrown away."
+
+
+def _backup(options: argparse.Namespace) -> str:
+    from fieldlab_director.store.backup import backup
+
+    settings = _on_sqlite(options)
+    made = backup(settings.database, _folder_of_blobs(settings), options.target.absolute())
+    return (
+        f"The backup is in {options.target}: the database, and {_blobs_of(made)}.\n"
+        f"It has no key. Keep a copy of {settings.key_file} elsewhere: without it, a restored director will not start."
+    )
+
+
+def _restore(options: argparse.Namespace) -> str:
+    from fieldlab_director.store.backup import restore
+
+    settings = _on_sqlite(options)
+    made = restore(options.source.absolute(), settings.database, _folder_of_blobs(settings))
+    said = f"{options.data} has the database, and {_blobs_of(made)}."
+    if not settings.key_file.exists():
+        said += f"\nBefore you start the director, put its key back: {settings.key_file} (chmod 600)."
+    return said
+
+
+def _on_sqlite(options: argparse.Namespace) -> Settings:
+    settings = settings_of(options)
+    if settings.database_url is not None:
+        raise ConfigurationError(
+            "A database on PostgreSQL is backed up with its own tools.", advice="Use pg_dump and pg_restore."
+        )
+    return settings
+
+
+def _folder_of_blobs(settings: Settings) -> Path | None:
+    return settings.complete_blobs if settings.blobs_url is None else None
+
+
+def _blobs_of(made: Backup) -> str:
+    return "the blobs stay in their bucket" if made.blobs is None else f"{made.blobs} blobs"

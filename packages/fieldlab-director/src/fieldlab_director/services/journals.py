@@ -13,7 +13,7 @@ deployment ended, or of another journal than the one that holds it) is stored an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldlab_common.errors import AuthenticationError, ClaimRefused, ProtocolMismatch
@@ -40,7 +40,7 @@ from fieldlab_common.protocol import (
 from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
-from fieldlab_director.services.outcome import move, ready
+from fieldlab_director.services.outcome import append_log, move, ready
 from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.uses import use
 from fieldlab_director.services.vault import Vault
@@ -129,9 +129,10 @@ def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
     """
     row = deployment_of(tx, caller)
     lane = {"guard_deployment_id": row.id, "guard_journal_id": journal, "guard_lane": upload.lane}
-    acked: int | None = tx.value(queries.ACKED, **lane)
-    if acked is None:
+    known = tx.one(queries.JOURNAL, _Journal, **lane)
+    if known is None:
         raise ClaimRefused(f"This journal never held deployment {row.name!r}.")
+    acked = _reconciled(tx, row, upload, lane, known.acked) if known.restored else known.acked
     ours = journal == row.journal_id and caller.epoch == row.epoch
     taken = list(upload.after(acked))
     entries = [entry for entry in taken if isinstance(entry, Entry)]
@@ -203,6 +204,29 @@ def poll(
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Journal:
+    acked: int
+    restored: bool
+
+
+def _reconciled(tx: Tx, row: DeploymentRow, upload: Upload, lane: dict[str, Any], acked: int) -> int:
+    """Where a journal goes on after the database was restored.
+
+    What it was told was stored, it has removed: that is lost, and waiting for it would hold up all that follows.
+    """
+    first = upload.first
+    if first is None:
+        return acked
+    tx.execute(queries.GO_ON, **lane)
+    if first <= acked + 1:
+        return acked
+    what = f"Records {acked + 1} to {first - 1} of the lane {upload.lane.value!r} are lost"
+    append_log(tx, row, f"{what}: the director was restored from a backup that was made before it had them.\n")
+    tx.execute(queries.SET_ACKED, acked=first - 1, **lane)
+    return first - 1
 
 
 def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault, members: tuple[Member, ...]) -> Claim:

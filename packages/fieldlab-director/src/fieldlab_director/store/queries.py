@@ -245,6 +245,8 @@ _JOURNAL = (
 )
 ACKED = sa.select(_j.c.acked).where(*_JOURNAL)
 ADD_JOURNAL = sa.insert(_j)
+JOURNAL = sa.select(_j.c.acked, _j.c.restored).where(*_JOURNAL)
+GO_ON = sa.update(_j).where(*_JOURNAL).values(restored=False)
 SET_ACKED = sa.update(_j).where(*_JOURNAL).values(acked=_p("acked"))
 ADD_RECORD = sa.insert(_r)
 RECORDS = (
