@@ -158,6 +158,10 @@ class Lab:
     def write(self, fn: Callable[[Tx], T]) -> T:
         return self.run(self.store.write(fn))
 
+    def member(self, name: str) -> User:
+        """A user with two nodes, who can submit."""
+        return _user(self, name)
+
     def user(self, name: str, role: str = "member") -> httpx2.Client:
         def make(tx: Tx) -> str:
             add_user(tx, name, role=role)

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 from fieldlab_common.accounts import Role, Scope
-from fieldlab_common.errors import InvalidRequest, RateLimited
+from fieldlab_common.errors import InvalidRequest
 from fieldlab_director.__main__ import main
 from fieldlab_director.services import accounts
-from fieldlab_director.services.passwords import Brake, Passwords, hash_password, network_of
+from fieldlab_director.services.passwords import Passwords, hash_password, network_of
+from fieldlab_director.services.quotas import Brake
 from fieldlab_director.store import schema
 
 PASSWORD = "correct horse battery"
@@ -329,24 +330,24 @@ def test_no_more_hashes_are_computed_or_waited_for_than_fit(monkeypatch):
     assert max(most) <= 2
 
 
-def test_a_brake_lets_a_burst_through_then_one_by_one_and_forgets(monkeypatch):
+def test_a_brake_lets_a_burst_through_then_one_by_one_and_forgets():
     now = [0.0]
     brake = Brake(3, every=10.0, most=2, clock=lambda: now[0])
-
-    def allowed(key):
-        try:
-            brake.attempt(key, "here")
-        except RateLimited as error:
-            return error.details["retry_after"]
-        return True
-
-    assert [allowed("a") for _ in range(4)] == [True, True, True, 10.0]
+    assert [brake.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 10.0]
     now[0] = 10.0
-    assert [allowed("a") for _ in range(2)] == [True, 10.0]
+    assert [brake.take("a") for _ in range(2)] == [0.0, 10.0]
     brake.forgive("a")
-    assert allowed("a") is True
-    assert [allowed("b"), allowed("c")] == [True, True]  # the one that is free first makes room
+    assert brake.take("a") == 0.0
+    assert [brake.take("b"), brake.take("c")] == [0.0, 0.0]  # the one that is free first makes room
     assert len(brake._free_at) == 2
+
+
+def test_what_is_heavier_than_a_burst_passes_a_brake_that_is_rested():
+    now = [0.0]
+    brake = Brake(3, every=10.0, clock=lambda: now[0])
+    assert [brake.take("a", 9), brake.take("a", 1)] == [0.0, 70.0]
+    now[0] = 70.0
+    assert [brake.take("a", 1), brake.take("a", 9)] == [0.0, 30.0]
 
 
 def test_an_address_of_ipv6_counts_with_its_network():

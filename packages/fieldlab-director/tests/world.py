@@ -261,7 +261,7 @@ class World:
     async def report(self, row: DeploymentRow, number: int, kind: str, body: Any) -> None:
         caller = ExecutorCaller(deployment_id=row.id, epoch=row.epoch)
         upload = read_upload(Lane.CONTROL, frame(number, dumps(Record(kind=kind, at=0, body=body))))
-        await self.store.write(lambda tx: journals.report(tx, caller, f"j{row.epoch}", upload))
+        await self.store.write(lambda tx: journals.report(tx, caller, f"j{row.epoch}", upload, self.settings.limits))
 
     async def heard(self, row: DeploymentRow) -> None:
         def sign(tx: Any) -> None:

@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="at the end, answer so long after /readyz says no, for a balancer to notice (default: %(default)s)",
     )
+    serve.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="change a limit, like experiments=500; docs/limits.md has all of them",
+    )
     serve.add_argument("--advertise", metavar="URL", help="where executors reach it, if not at the address above")
     serve.add_argument("--bootstrap", metavar="USER", help="make this admin, with a token in DIR/token, if not there")
     serve.add_argument("--ephemeral", action="store_true", help="at the end, cancel every run and remove the data")
@@ -74,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> str:
     from fieldlab_director.app import serve
     from fieldlab_director.logs import configure
-    from fieldlab_director.settings import Settings
+    from fieldlab_director.settings import Settings, limits_of
 
     settings = settings_of(
         options,
@@ -86,6 +93,7 @@ def _serve(options: argparse.Namespace) -> str:
         behind_proxy=options.behind_proxy,
         proxies=tuple(options.proxy or Settings.proxies),
         stop_delay=options.stop_delay,
+        limits=limits_of(options.limit),
         advertise=options.advertise,
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,

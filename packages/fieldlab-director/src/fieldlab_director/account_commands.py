@@ -10,7 +10,6 @@ import asyncio
 import getpass
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 from fieldlab_common.accounts import Role, Scope
@@ -18,6 +17,7 @@ from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ConfigurationError
 
 from fieldlab_director.store.base import Tx
+from fieldlab_director.upkeep_commands import add_places, settings_of
 
 __all__ = ["add_commands"]
 
@@ -59,8 +59,7 @@ def _named(
 
 
 def _located(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], str]) -> argparse.ArgumentParser:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the director's data folder")
-    parser.add_argument("--database", metavar="URL", help="postgresql://… (default: an SQLite file in DIR)")
+    add_places(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -176,12 +175,9 @@ def _ask_password() -> str:
 
 def _command(options: argparse.Namespace, fn: Callable[[Tx], T]) -> T:
     from fieldlab_director.app import open_store
-    from fieldlab_director.settings import Settings
-
-    settings = Settings(data=options.data.absolute(), database_url=options.database)
 
     async def run() -> T:
-        _, store = await open_store(settings)
+        _, store = await open_store(settings_of(options))
         try:
             return await store.write(fn)
         finally:

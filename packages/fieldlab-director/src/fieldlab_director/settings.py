@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-__all__ = ["Limits", "Settings"]
+from fieldlab_common.errors import ConfigurationError
+
+__all__ = ["Limits", "Settings", "limits_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The bounds of what one request may bring or wait for. Sizes are in bytes, times in seconds."""
+    """The bounds of what a request may bring or wait for, and of what somebody may have. In bytes and seconds."""
 
     json_body: int = 32 * 1024 * 1024  # a request of JSON: the largest is a submit with thousands of deployments
     open_body: int = 16 * 1024  # a request that needs no token: a login
@@ -21,6 +24,13 @@ class Limits:
     upload_age: float = 8 * 86_400.0  # an upload to which nothing was added for so long is thrown away
     sweep_every: float = 600.0  # between two rounds of that
     deployments: int = 10_000  # of one experiment
+    experiments: int = 10_000  # of one user
+    infrastructures: int = 100  # of one user
+    user_bytes: int = 1024**4  # of one user's blobs together: code, inputs, artifacts
+    events: int = 1_000_000  # of one experiment
+    artifacts: int = 100_000  # of one experiment
+    log_pace: float = 8 * 1024**2  # bytes a second of one deployment's logs, on average
+    log_burst: float = 64 * 1024**2  # bytes of one deployment's logs at once
     page: int = 1_000  # entries of one answer
     page_bytes: int = 8 * 1024 * 1024  # records or events of one answer, together; the first always fits
     wait: float = 60.0  # one long-poll
@@ -30,6 +40,27 @@ class Limits:
     head_bytes: int = 64 * 1024  # the head of a request
     body_silence: float = 60.0  # a body that brings nothing for so long is given up
     body_pace: float = 128.0  # bytes a second that a body brings at the least, on average from body_silence on
+
+
+def limits_of(words: Sequence[str]) -> Limits:
+    """The limits with those changed that ``words`` name, each like ``experiments=500``.
+
+    Raises:
+        ConfigurationError: there is no such limit, or that is no positive number.
+    """
+    changed: dict[str, float] = {}
+    known = {field.name: float if isinstance(field.default, float) else int for field in fields(Limits)}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in known:
+            raise ConfigurationError(f"There is no limit {name!r}.", advice=f"There are: {', '.join(known)}.")
+        try:
+            changed[name] = known[name](text)
+        except ValueError:
+            changed[name] = 0
+        if not changed[name] > 0:
+            raise ConfigurationError(f"--limit {word}: it must be a number above zero, like {name}=1000.")
+    return replace(Limits(), **changed)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from fieldlab_common.errors import BlobMismatch, InvalidRequest, NotFound, Unava
 
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.services.journals import deployment_of, finish
+from fieldlab_director.services.quotas import hold_bytes
 from fieldlab_director.services.uses import use
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx, experiment_topic
@@ -71,22 +72,29 @@ def locate(tx: Tx, caller: Someone, digest: str) -> int:
     return size
 
 
-def admit(tx: Tx, caller: Someone, digest: str, size: int | None = None) -> Admission:
+def admit(tx: Tx, caller: Someone, digest: str, size: int | None = None, *, most: int | None = None) -> Admission:
     """Whether the caller may send a blob (of ``size`` bytes, when it says so).
 
     Raises:
-        NotFound: an executor that has not announced it. BlobMismatch: it announced another size.
+        NotFound: an executor that has not announced it. BlobMismatch: it announced another size. TooLarge: the owner
+            would have more than ``most`` bytes.
     """
     _hold_digest(digest)
-    there: int | None = tx.value(queries.BLOB_OF_OWNER, owner_id=_owner(tx, caller), digest=digest)
-    if isinstance(caller, UserCaller):
-        return Admission(scope=f"user-{caller.id}", size=there)
+    owner = _owner(tx, caller)
+    there: int | None = tx.value(queries.BLOB_OF_OWNER, owner_id=owner, digest=digest)
+    scope = f"user-{caller.id}" if isinstance(caller, UserCaller) else _announced(tx, caller, digest, size)
+    if there is None and most is not None:
+        hold_bytes(tx, owner, size or 0, most)
+    return Admission(scope=scope, size=there)
+
+
+def _announced(tx: Tx, caller: ExecutorCaller, digest: str, size: int | None) -> str:
     sizes = tx.all(queries.ANNOUNCED, _size, deployment_id=caller.deployment_id, sha256=digest)
     if not sizes:
         raise _not_found()
     if size is not None and size not in sizes:
         raise BlobMismatch(f"Blob {digest} was announced with {sizes[0]} bytes, not {size}.")
-    return Admission(scope=f"deployment-{caller.deployment_id}", size=there)
+    return f"deployment-{caller.deployment_id}"
 
 
 def arrived(tx: Tx, caller: Someone, digest: str, size: int) -> None:

@@ -54,6 +54,7 @@ from fieldlab_director.services import (
     experiments,
     infrastructures,
     journals,
+    quotas,
     records,
     removal,
     secrets,
@@ -191,6 +192,8 @@ class Desk(Reception):
     def __post_init__(self) -> None:
         super().__init__()
         self.store.notifier.listen(self._familiar.forget)
+        limits = self.settings.limits
+        self._logs = quotas.Brake(limits.log_burst, every=1 / limits.log_pace)
 
     async def unready(self) -> str:
         """Why nobody should ask here; "" if all is well."""
@@ -261,9 +264,14 @@ class Desk(Reception):
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
         infrastructure_id = new_id()
         found = await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)
-        return await self.store.write(
-            lambda tx: infrastructures.attach(tx, ask.user, self.vault, infrastructure_id, name, spec, found, self.home)
-        )
+        user, most = ask.user, self.settings.limits.infrastructures
+
+        def store(tx: Tx) -> InfrastructureInfo:
+            made = infrastructures.attach(tx, user, self.vault, infrastructure_id, name, spec, found, self.home)
+            quotas.hold_infrastructures(tx, user.id, most)
+            return made
+
+        return await self.store.write(store)
 
     # --- machines that dial out --------------------------------------------------------------------------------------
 
@@ -369,7 +377,8 @@ class Desk(Reception):
     async def put_blob(self, ask: Ask) -> BlobStatus:
         """Take bytes of a blob, from an offset on."""
         digest, offset, size = ask.path["digest"], ask.needed("offset"), ask.needed("size")
-        admission = await self.store.read(lambda tx: blobs.admit(tx, ask.someone, digest, size))
+        most = self.settings.limits.user_bytes if offset == 0 else None
+        admission = await self.store.read(lambda tx: blobs.admit(tx, ask.someone, digest, size, most=most))
         there = admission.size
         if there is None:
             reached = await self.blobs.write(admission.scope, digest, offset, size, ask.stream())
@@ -384,8 +393,8 @@ class Desk(Reception):
     async def submit(self, ask: Ask) -> ExperimentInfo:
         """Store an experiment."""
         experiments.check_submit(ask.body, most=self.settings.limits.deployments)
-        return await self.store.write(
-            lambda tx: experiments.submit(tx, ask.user, ask.body, key=ask.key, digest=ask.digest)
+        return await self._store_experiment(
+            ask, lambda tx: experiments.submit(tx, ask.user, ask.body, key=ask.key, digest=ask.digest)
         )
 
     async def experiments(self, ask: Ask) -> ExperimentPage:
@@ -410,8 +419,11 @@ class Desk(Reception):
 
     async def rerun(self, ask: Ask) -> ExperimentInfo:
         """Store an experiment once more."""
-        return await self.store.write(
-            lambda tx: experiments.rerun(tx, ask.user, ask.path["experiment"], ask.body, key=ask.key, digest=ask.digest)
+        return await self._store_experiment(
+            ask,
+            lambda tx: experiments.rerun(
+                tx, ask.user, ask.path["experiment"], ask.body, key=ask.key, digest=ask.digest
+            ),
         )
 
     async def delete_experiment(self, ask: Ask) -> Empty:
@@ -467,7 +479,12 @@ class Desk(Reception):
 
     async def send_event(self, ask: Ask) -> Event:
         """Append an event."""
-        return await self.store.write(lambda tx: events.send_event(tx, ask.user, ask.path["experiment"], ask.body))
+        most = self.settings.limits.events
+
+        def send(tx: Tx) -> Event:
+            return events.send_event(tx, ask.user, ask.path["experiment"], ask.body, most=most)
+
+        return await self.store.write(send)
 
     async def artifacts(self, ask: Ask) -> ArtifactList:
         """Every artifact that was announced."""
@@ -483,12 +500,14 @@ class Desk(Reception):
 
     async def report(self, ask: Ask) -> Ack:
         """Take records of a journal."""
-        lane, journal = _lane(ask.needed("lane")), ask.needed("journal")
+        lane, journal, limits = _lane(ask.needed("lane")), ask.needed("journal"), self.settings.limits
+        if lane is Lane.BULK:
+            quotas.hold_pace(self._logs, ask.executor.deployment_id, len(ask.body), limits.log_pace)
         if len(ask.body) > _OFF_LOOP:
             upload = await asyncio.to_thread(read_upload, lane, ask.body)
         else:
             upload = read_upload(lane, ask.body)
-        return await self.store.write(lambda tx: journals.report(tx, ask.executor, journal, upload))
+        return await self.store.write(lambda tx: journals.report(tx, ask.executor, journal, upload, limits))
 
     async def poll(self, ask: Ask) -> Poll:
         """What an executor is to be told; asking is its sign of life."""
@@ -519,6 +538,14 @@ class Desk(Reception):
             return bool(found[1].events) or (found[1].cancel is not None and first.cancel is None)
 
         return (await self._until(ask, question, news, wait, *topics))[1]
+
+    async def _store_experiment(self, ask: Ask, store: Callable[[Tx], ExperimentInfo]) -> ExperimentInfo:
+        def run(tx: Tx) -> ExperimentInfo:
+            info = store(tx)
+            quotas.hold_experiments(tx, ask.user.id, self.settings.limits.experiments)
+            return info
+
+        return await self.store.write(run)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

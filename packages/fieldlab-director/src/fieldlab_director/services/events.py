@@ -10,6 +10,7 @@ from fieldlab_common.protocol import EventPage, SendEvent
 from fieldlab_director.services.experiments import find
 from fieldlab_director.services.identity import UserCaller
 from fieldlab_director.services.intake import MAX_DEPTH, too_deep
+from fieldlab_director.services.quotas import hold_events
 from fieldlab_director.services.streams import fitting
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Tx
@@ -21,11 +22,12 @@ _MAX_NAME = 200
 _MAX_KEY = 100
 
 
-def send_event(tx: Tx, caller: UserCaller, experiment: str, request: SendEvent) -> Event:
+def send_event(tx: Tx, caller: UserCaller, experiment: str, request: SendEvent, *, most: int) -> Event:
     """Append an event; under a ``key`` that was used before, the event that was made then.
 
     Raises:
-        NotFound, EventTooLarge. IllegalState: the experiment has ended. InvalidRequest: the name or key cannot be one.
+        NotFound, EventTooLarge. TooLarge: the experiment has ``most`` events. IllegalState: the experiment has ended.
+        InvalidRequest: the name or key cannot be one.
     """
     if not request.name or len(request.name) > _MAX_NAME or request.name.startswith(RESERVED_PREFIX):
         raise InvalidRequest(
@@ -49,7 +51,9 @@ def send_event(tx: Tx, caller: UserCaller, experiment: str, request: SendEvent) 
         return known
     if row.state.terminal:
         raise IllegalState(f"Experiment {row.name!r} is {row.state.value}: nobody would receive the event.")
-    return append_event(tx, row.id, Event(name=request.name, data=request.data, sent_at=tx.now, key=key))
+    sent = append_event(tx, row.id, Event(name=request.name, data=request.data, sent_at=tx.now, key=key))
+    hold_events(tx, row.id, most)
+    return sent
 
 
 def events(

@@ -41,9 +41,11 @@ from fieldlab_director.services import secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
 from fieldlab_director.services.outcome import append_log, move, ready
+from fieldlab_director.services.quotas import within
 from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.uses import use
 from fieldlab_director.services.vault import Vault
+from fieldlab_director.settings import Limits
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import WORK, Tx, deployment_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
@@ -121,8 +123,8 @@ def claim(tx: Tx, caller: ExecutorCaller, vault: Vault, members: Members, reques
     return _claim(tx, row, request.journal_id, max(common), vault, members.of(tx, row.experiment_id))
 
 
-def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
-    """Take what follows on what is stored, and say how far that is.
+def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload, limits: Limits) -> Ack:
+    """Take what follows on what is stored, as far as the experiment has room for it, and say how far that is.
 
     Raises:
         ClaimRefused: this journal never held the deployment.
@@ -134,7 +136,7 @@ def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload) -> Ack:
         raise ClaimRefused(f"This journal never held deployment {row.name!r}.")
     acked = _reconciled(tx, row, upload, lane, known.acked) if known.restored else known.acked
     ours = journal == row.journal_id and caller.epoch == row.epoch
-    taken = list(upload.after(acked))
+    taken = within(tx, row.experiment_id, list(upload.after(acked)), limits)
     entries = [entry for entry in taken if isinstance(entry, Entry)]
     if taken:
         last = taken[-1]

@@ -1,4 +1,4 @@
-"""Passwords: hashed with argon2id, a few at a time, in threads; and the brake on guessing them.
+"""Passwords: hashed with argon2id, a few at a time, in threads.
 
 A hash costs 64 MiB and tens of milliseconds on purpose. So no more than ``AT_ONCE`` are computed at a time and no more
 than ``WAITING`` wait, whoever asks; and a user name that does not exist costs the same as a wrong password.
@@ -10,16 +10,15 @@ import asyncio
 import base64
 import ipaddress
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import argon2
 from fieldlab_common.accounts import MAX_PASSWORD, MIN_PASSWORD
-from fieldlab_common.errors import InvalidRequest, RateLimited, Unavailable
+from fieldlab_common.errors import InvalidRequest, Unavailable
 
-__all__ = ["Brake", "Passwords", "hash_password", "network_of"]
+__all__ = ["Passwords", "hash_password", "network_of"]
 
 T = TypeVar("T")
 
@@ -81,48 +80,6 @@ def _hash_of_nothing() -> str:
     salt, digest = (base64.b64encode(os.urandom(size)).decode().rstrip("=") for size in (16, 32))
     cost = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
     return f"$argon2id$v=19${cost}${salt}${digest}"
-
-
-class Brake:
-    """Lets so many attempts of one key through at once, and then one each ``every`` seconds (GCRA).
-
-    It is of this process: several directors on one database brake each on their own.
-    """
-
-    def __init__(
-        self, burst: int, every: float, *, most: int = 10_000, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._every, self._slack, self._most, self._clock = every, every * (burst - 1), most, clock
-        self._free_at: dict[str, float] = {}  # when the key has its whole burst again
-
-    def attempt(self, key: str, what: str) -> None:
-        """Count an attempt.
-
-        Raises:
-            RateLimited: there were too many; ``what`` they are said to be.
-        """
-        now = self._clock()
-        free_at = max(self._free_at.get(key, now), now)
-        wait = free_at - now - self._slack
-        if wait > 0:
-            raise RateLimited(
-                f"There were too many attempts {what}.",
-                advice=f"Try again in {wait:.0f} s. Tokens go on working.",
-                details={"retry_after": max(1.0, round(wait, 1))},
-            )
-        if key not in self._free_at and len(self._free_at) >= self._most:
-            self._make_room(now)
-        self._free_at[key] = free_at + self._every
-
-    def forgive(self, key: str) -> None:
-        """Count one attempt less: it was a good one."""
-        if key in self._free_at:
-            self._free_at[key] -= self._every
-
-    def _make_room(self, now: float) -> None:
-        self._free_at = {key: at for key, at in self._free_at.items() if at > now}
-        if len(self._free_at) >= self._most:
-            del self._free_at[min(self._free_at, key=self._free_at.__getitem__)]
 
 
 def network_of(address: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fieldlab_common.accounts import Login, NewToken, TokenList, UserInfo, UserList
-from fieldlab_common.errors import AuthenticationError, IllegalState, InvalidRequest
+from fieldlab_common.errors import AuthenticationError, IllegalState, InvalidRequest, RateLimited
 from fieldlab_common.protocol import Empty
 
 from fieldlab_director.services import accounts
-from fieldlab_director.services.passwords import Brake, Passwords, network_of
+from fieldlab_director.services.passwords import Passwords, network_of
+from fieldlab_director.services.quotas import Brake
 from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Store, Tx
@@ -39,8 +40,8 @@ class Reception:
         """A token for a user name and a password."""
         request: Login = ask.body
         keys = request.user[:64], network_of(ask.address)
-        self._of_address.attempt(keys[1], "from this address")
-        self._of_user.attempt(keys[0], "to log in as this user")
+        _attempt(self._of_address, keys[1], "from this address")
+        _attempt(self._of_user, keys[0], "to log in as this user")
         row = await self.store.read(lambda tx: tx.one(queries.USER_BY_NAME, UserRow, name=request.user[:200]))
         right = await self.passwords.check(row.password if row else None, request.password)
         if row is None or not right:
@@ -61,7 +62,7 @@ class Reception:
     async def change_password(self, ask: Ask) -> Empty:
         """Another password for the user who asks, and an end of all other logins."""
         user, request = ask.user, ask.body
-        self._of_user.attempt(user.name, "to change this user's password")
+        _attempt(self._of_user, user.name, "to change this user's password")
         row = await self.store.read(lambda tx: accounts.find_user(tx, user.name))
         if row.password is None:
             raise IllegalState(f"{user.name!r} has no password.", advice="An admin can set one.")
@@ -128,3 +129,13 @@ class Reception:
         """Remove a user and all that is the user's."""
         await self.store.write(lambda tx: accounts.remove_user(tx, ask.path["user"]))
         return Empty()
+
+
+def _attempt(brake: Brake, key: str, what: str) -> None:
+    wait = brake.take(key)
+    if wait:
+        raise RateLimited(
+            f"There were too many attempts {what}.",
+            advice=f"Try again in {wait:.0f} s. Tokens go on working.",
+            details={"retry_after": max(1.0, round(wait, 1))},
+        )

@@ -87,6 +87,9 @@ INFRASTRUCTURES = (
     .where(t.infrastructures.c.owner_id == _p("owner_id"))
     .order_by(t.infrastructures.c.name)
 )
+COUNT_INFRASTRUCTURES = (
+    sa.select(sa.func.count()).select_from(t.infrastructures).where(t.infrastructures.c.owner_id == _p("owner_id"))
+)
 ALL_INFRASTRUCTURES = sa.select(t.infrastructures).order_by(t.infrastructures.c.created, t.infrastructures.c.id)
 ADD_INFRASTRUCTURE = sa.insert(t.infrastructures)
 SET_INFRASTRUCTURE = (
@@ -133,6 +136,8 @@ EXPERIMENTS = (
     .order_by(_e.c.created.desc(), _e.c.id.desc())
     .limit(_p("limit"))
 )
+COUNT_EXPERIMENTS = sa.select(sa.func.count()).select_from(_e).where(_e.c.owner_id == _p("owner_id"))
+LAST_EVENT = sa.select(_e.c.last_event).where(_e.c.id == _p("id"))
 OPEN_EXPERIMENTS = sa.select(_e).where(_e.c.state.not_in(_EXPERIMENT_ENDS)).order_by(_e.c.created, _e.c.id)
 ADD_EXPERIMENT = sa.insert(_e)
 MOVE_EXPERIMENT = (
@@ -294,6 +299,12 @@ BLOB_USE = sa.select(t.blob_uses.c.digest).where(
 )
 ADD_BLOB_USE = sa.insert(t.blob_uses)
 ADD_ARTIFACT = sa.insert(_a)
+COUNT_ARTIFACTS = sa.select(sa.func.count()).select_from(_a).where(_a.c.experiment_id == _p("id"))
+BYTES_OF_OWNER = (
+    sa.select(sa.func.sum(t.blobs.c.size))
+    .join_from(t.blob_refs, t.blobs)
+    .where(t.blob_refs.c.owner_id == _p("owner_id"))
+)
 ANNOUNCED = sa.select(_a.c.size).where(_a.c.deployment_id == _p("deployment_id"), _a.c.sha256 == _p("sha256"))
 ARTIFACTS_STORED = (
     sa.update(_a)
