@@ -10,7 +10,6 @@ from pathlib import Path
 
 import fieldlab as fl
 import pytest
-from fieldlab_common.protocol import Lane, RecordEntry
 from fieldlab_director import Embedded, embedded
 
 if sys.platform == "win32":
@@ -18,13 +17,8 @@ if sys.platform == "win32":
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What nodes on this machine keep between deployments is not their user's; and they have the checkout's uv."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIELDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        uv = Path(__file__).parents[2] / ".uv" / "bin"
-        patch.setenv("PATH", os.pathsep.join([str(uv), *os.get_exec_path()]))
-        yield
+def of_this_machine(own_cache: None) -> None:
+    """Nodes here keep nothing where their user does."""
 
 
 @pytest.fixture(scope="session")
@@ -77,23 +71,6 @@ def marked() -> tuple[dict[str, str], Callable[[], list[str]]]:
         return found
 
     return {**os.environ, name: value}, there
-
-
-@pytest.fixture
-def records() -> Callable[[fl.Run, Lane], list[RecordEntry]]:
-    """Every record of a lane of a run, in order."""
-
-    def read(run: fl.Run, lane: Lane) -> list[RecordEntry]:
-        found: list[RecordEntry] = []
-        cursor = 0
-        while page := run._source.records(lane, cursor, 0.0):
-            if not page.records:
-                break
-            found += page.records
-            cursor = page.cursor
-        return found
-
-    return read
 
 
 @pytest.fixture

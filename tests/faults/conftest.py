@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import fieldlab as fl
 import pytest
-from fieldlab_common.protocol import Lane, RecordEntry
 
 from .proxy import Line
 
@@ -18,13 +14,8 @@ if sys.platform == "win32":
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What nodes on this machine keep between deployments is not their user's; and they have the checkout's uv."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIELDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        uv = Path(__file__).parents[2] / ".uv" / "bin"
-        patch.setenv("PATH", os.pathsep.join([str(uv), *os.get_exec_path()]))
-        yield
+def of_this_machine(own_cache: None) -> None:
+    """Nodes here keep nothing where their user does."""
 
 
 @pytest.fixture
@@ -39,18 +30,3 @@ def line() -> Iterator[Callable[..., Line]]:
     yield make
     for one in made:
         one.close()
-
-
-@pytest.fixture(scope="session")
-def records() -> Callable[[fl.Run, Lane], list[RecordEntry]]:
-    """Every record of a lane of a run, in order."""
-
-    def read(run: fl.Run, lane: Lane) -> list[RecordEntry]:
-        found: list[RecordEntry] = []
-        cursor = 0
-        while (page := run._source.records(lane, cursor, 0.0)).records:
-            found += page.records
-            cursor = page.cursor
-        return found
-
-    return read
