@@ -10,6 +10,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from fieldlab_common.builtin import shell
+from fieldlab_common.deployment import Need, On
+from fieldlab_common.environment import Resources
 from fieldlab_executor import cgroups
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -19,35 +22,35 @@ _NEW_CGROUP, _NEW_MOUNTS = 0x02000000, 0x00020000
 
 
 def mount() -> None:
-    for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp"), ("cgroup2", str(GROUPS))):
+    for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("cgroup2", str(GROUPS))):
         subprocess.run(["mount", "-t", kind, kind, place], check=True)
+
+
+def stray() -> str:
+    look = subprocess.run(["setsid", "cat", "/proc/self/cgroup"], stdout=subprocess.PIPE, check=True)
+    return look.stdout.decode().strip()
 
 
 def steps() -> dict[str, Any]:
     """What a deployment with limits makes of its steps."""
-    import fieldlab as fl
+    sys.path.insert(0, os.path.dirname(__file__))
+    from hub import Bench, Executor, Hub  # type: ignore[import-not-found]
 
-    @fl.task
-    def hog(count: int) -> int:
-        return len(b"x" * count)
-
-    @fl.task
-    def stray() -> str:
-        look = subprocess.run(["setsid", "cat", "/proc/self/cgroup"], stdout=subprocess.PIPE, check=True)
-        return look.stdout.decode().strip()
-
-    with fl.DAG("d", stop_on_failure=False) as dag:
-        first = hog(2 * LIMIT)
-        second = fl.shell("tail /dev/zero", name="command")().after(first, on="always")
-        stray().after(second, on="always")
+    bench = Bench()
+    bench.step("hog", lambda count: len(b"x" * count), 2 * LIMIT)
+    bench.step("command", shell("tail /dev/zero").run, needs=(Need(step="hog", on=On.ALWAYS),))
+    bench.step("stray", stray, needs=(Need(step="command", on=On.ALWAYS),))
     (GROUPS / "fieldlab-999999-0").mkdir()  # as an executor leaves one that is killed
-    resources = fl.Resources(memory=LIMIT, cpus=2)
-    run = fl.run(fl.Experiment("e").map(dag, fl.Node.dummy("n"), resources=resources), timeout=90)
-    results = run.results["n"]
-    told = {name: [one.status, one.reason, one.message] for name, one in results.items()}
-    told["stray"][2] = results["stray"].value
-    log = next(line.text for line in run.logs() if line.stream == "executor")
-    return {"steps": told, "log": log, "left": [path.name for path in GROUPS.glob("fieldlab-*")]}
+    hub = Hub(bench, resources=Resources(memory=LIMIT, cpus=2))
+    assert Executor(Path("/run/deployment"), hub, Path("/run/cache")).wait() == 0
+    told = {
+        name: [record.state, record.reason, record.message]
+        for name in ("hog", "command", "stray")
+        for record in [hub.settled(name)]
+    }
+    told["stray"][2] = hub.value("stray")
+    left = [path.name for path in GROUPS.glob("fieldlab-*")]
+    return {"steps": told, "log": hub.logs("", "executor"), "left": left}
 
 
 def grouped() -> dict[str, Any] | None:
@@ -114,9 +117,9 @@ def of_a_service() -> Any:
 def main() -> None:
     try:
         mount()
-        os.environ |= {"FIELDLAB_CACHE": "/tmp/cache", "HOME": "/tmp", "PATH": "/usr/local/bin:/usr/bin:/bin:/sbin"}
+        os.environ |= {"HOME": "/run", "TMPDIR": "/run", "PATH": "/usr/local/bin:/usr/bin:/bin:/sbin"}
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        os.chdir("/tmp")
+        os.chdir("/run")
         (GROUPS / "cgroup.subtree_control").write_text("+memory +cpu")
         found = {"slice": of_a_slice(), "container": below(GROUPS / "container", contained=True)}
         print(json.dumps({**found, "limited": of_a_service(), **steps()}), flush=True)

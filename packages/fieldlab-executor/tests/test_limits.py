@@ -20,7 +20,7 @@ import pytest
 from fieldlab_common.environment import Resources
 from fieldlab_common.lifecycle import Reason, StepState
 from fieldlab_common.protocol import Lane
-from fieldlab_executor import cgroups
+from fieldlab_executor import cgroups, zipapp
 from fieldlab_executor.__main__ import main
 from fieldlab_executor.limits import Limits, size
 
@@ -33,13 +33,15 @@ LIMIT = 96 << 20
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What was found in a machine with control groups."""
+def machine(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, Any]:
+    """What was found in a machine with control groups. It is slow: what it runs is unpacked and compiled out here."""
     linux = shutil.which("linux.uml")
     if linux is None:
         pytest.skip("there is no linux.uml (the package user-mode-linux)")
+    site = zipapp.unpacked(cache)
     folder = tmp_path_factory.mktemp("machine")
-    (folder / "init").write_text(f"#!/bin/sh\nexec {sys.executable} -P {Path(__file__).with_name('in_a_machine.py')}\n")
+    program = f"PYTHONPATH={site} exec {sys.executable} -P {Path(__file__).with_name('in_a_machine.py')}"
+    (folder / "init").write_text(f"#!/bin/sh\n{program}\n")
     (folder / "init").chmod(0o755)
     words = ["mem=768M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "con=null"]
     run = subprocess.run(
@@ -87,7 +89,7 @@ def test_in_a_group_is_also_what_a_step_has_put_into_a_session_of_its_own_and_ot
 def test_the_log_says_first_that_a_group_holds_memory_and_cpus(machine: dict[str, Any]) -> None:
     assert machine["log"] == (
         "Memory: 96 MiB for all steps together, held by a control group (memory.max). "
-        "CPUs: 2, held by a control group (cpu.max)."
+        "CPUs: 2, held by a control group (cpu.max).\n"
     )
 
 
