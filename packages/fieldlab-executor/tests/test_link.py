@@ -41,6 +41,7 @@ from fieldlab_executor.link import (
     Link,
     LinkFailed,
     Pace,
+    pause,
 )
 from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import Answer, FileBody, Sink
@@ -302,6 +303,24 @@ def test_a_director_that_was_away_gets_everything_once_it_is_back(stage: Stage) 
     stage.director.change(away=False)
     stage.acked(CONTROL, 20)
     assert list(stage.director.records["control"]) == list(range(1, 21))
+
+
+def test_pauses_grow_to_a_bound_are_spread_and_respect_what_the_director_asks_for() -> None:
+    pace = Pace(first=0.2, most=15.0)
+    assert [round(pause(pace, failures, 1.0), 1) for failures in range(9)] == [
+        0.2,
+        0.4,
+        0.8,
+        1.6,
+        3.2,
+        6.4,
+        12.8,
+        15,
+        15,
+    ]
+    assert pause(pace, 10**6, 1.0) == 15.0  # for days
+    assert (pause(pace, 8, 0.0), pause(pace, 8, 0.5)) == (0.0, 7.5)
+    assert [pause(pace, 8, 0.0, asked) for asked in (5, 3600, "soon", None)] == [5.0, 60.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

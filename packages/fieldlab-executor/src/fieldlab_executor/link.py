@@ -46,6 +46,7 @@ __all__ = [
     "LinkFailed",
     "Pace",
     "Traffic",
+    "pause",
 ]
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ MISMATCHES = 3  # so often the bytes of an artifact may arrive as others; then t
 SMALLEST_BATCH = 4096
 LONG_RECORD = 64 * 1024  # bytes: one that is shorter gets through any proxy that is meant to let requests through
 CLOSING = 2.0  # seconds for the threads to end
+LONGEST_ASKED = 60.0  # seconds that a director may ask to be left alone
 
 
 # --- what it tells ----------------------------------------------------------------------------------------------------
@@ -163,6 +165,16 @@ class _Upload:
 
 def _chance() -> float:
     return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+def pause(pace: Pace, failures: int, chance: float, asked: object = None) -> float:
+    """Seconds until the next try after so many failed ones, of a line that may be away for days.
+
+    ``chance``, from 0 to 1, spreads those who lost the director at the same time; ``asked``: for so long, or longer,
+    the director would be left alone (Retry-After).
+    """
+    delay = min(pace.most, pace.first * 2.0 ** min(failures, 30)) * chance
+    return max(delay, min(float(asked), LONGEST_ASKED)) if isinstance(asked, int | float) else delay
 
 
 class Link:
@@ -406,10 +418,7 @@ class Link:
             return value
 
     def _pause(self, failures: int, error: e.DirectorError, deadline: float | None) -> None:
-        delay = min(self._pace.most, self._pace.first * 2.0 ** min(failures, 30)) * self._chance()
-        asked = error.details.get("retry_after")
-        if isinstance(asked, int | float):
-            delay = max(delay, min(float(asked), 60.0))
+        delay = pause(self._pace, failures, self._chance(), error.details.get("retry_after"))
         if deadline is not None and self._clock() + delay > deadline:
             raise error
         with self._cond:
