@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -62,6 +63,8 @@ def serving(folder: Path, *, nodes: int | None = None, pinned: bool = False) -> 
     Its log goes where every director's goes, and its disk is the checkout's.
     """
     mine, others = cores()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand executors have two connections each
     with _on_path(CONNECTOR):
         with on(mine if pinned else os.sched_getaffinity(0)):
             director = embedded(folder, nodes=nodes).start()
@@ -168,11 +171,24 @@ class Connection:
         return f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def ask(self, request: bytes) -> bytes:
-        """Send it; the body of its answer.
+        """Send it; the body of its answer. A connection that was closed while it was idle is made anew.
 
         Raises:
             RuntimeError: it was refused.
         """
+        used = self._streams is not None
+        try:
+            status, body = await self._exchange(request)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if not used:
+                raise
+            self.close()
+            status, body = await self._exchange(request)
+        if status not in ("200", "201", "202"):
+            raise RuntimeError(f"the director answered {body.decode(errors='replace')}")
+        return body
+
+    async def _exchange(self, request: bytes) -> tuple[str, bytes]:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
         reader, writer = self._streams
@@ -180,15 +196,13 @@ class Connection:
         async with asyncio.timeout(WAIT):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-            body = await reader.readexactly(length)
-        if head.split(" ", 2)[1] not in ("200", "201", "202"):
-            raise RuntimeError(f"the director answered {body.decode(errors='replace')}")
-        return body
+            return head.split(" ", 2)[1], await reader.readexactly(length)
 
     def close(self) -> None:
         """End it."""
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 class Played(Connection):
