@@ -197,7 +197,7 @@ GUESTS_OF_OWNER = (  # of whose infrastructures others have deployments
 )
 STANDING = sa.select(_d.c.epoch, _d.c.ended, _d.c.drained).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
-DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id"))
+DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id")).distinct()
 UNDRAINED = (
     sa.select(sa.func.count())
     .select_from(_d)
