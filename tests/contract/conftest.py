@@ -70,8 +70,9 @@ Play = Callable[[Exchange], None]
 class Server:
     """It answers each request with the next play; the last one is repeated."""
 
-    def __init__(self, *plays: Play, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *plays: Play, tls: ssl.SSLContext | None = None, slams: bool = False) -> None:
         self.plays, self.seen, self._tls = list(plays), list[Exchange](), tls
+        self._slams = slams  # it resets every connection before it hears what is asked
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -89,6 +90,9 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(WAIT)
+        if self._slams:
+            Exchange(connection, b"GET / HTTP/1.1", b"", self._over).reset()
+            return
         try:
             stream = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
             with stream, stream.makefile("rb") as lines:

@@ -219,6 +219,11 @@ def test_what_nobody_listens_for_is_said_with_what_to_check(serve: Any, ask: Any
     assert "FIELDLAB_ENDPOINT" in str(caught.value)
 
 
+def test_a_connection_that_is_reset_before_anything_was_heard_is_unreachable(serve: Any, ask: Any) -> None:
+    with pytest.raises(e.DirectorUnreachable):  # while it connects, or after that
+        health(ask(serve(good, slams=True).url))
+
+
 def test_a_name_that_nobody_knows_is_said(ask: Any) -> None:
     with pytest.raises(e.DirectorUnreachable, match=r"No director answers at http://no-such-host\.invalid"):
         health(ask("http://no-such-host.invalid"))

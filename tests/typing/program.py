@@ -296,6 +296,20 @@ def use(client: fl.Client, exp: fl.Experiment, folder: Path) -> fl.Run:
     return run
 
 
+def try_out(exp: fl.Experiment) -> fl.Run:
+    from fieldlab.testing import FakeDirector, InTurn, StandIn
+
+    plays = {"probe": {"loss": 0.5}, ("pi-1", "trace"): InTurn(OSError("no route"), StandIn(value="way", after="2m"))}
+    with FakeDirector(["pi-1", {"name": "pi-2", "site": "x"}], stand_ins=plays) as director:
+        client = assert_type(director.client(), fl.Client)
+        director.fail("nodes", fl.Unavailable("It restarts."), times=2)
+        director.lose_answer("submit")
+        assert_type(director.asked, tuple[str, ...])
+        director.advance(60)
+        assert_type(director.elapsed(), float)
+        return client.submit(exp)
+
+
 def look_back(client: fl.Client, exp: fl.Experiment) -> fl.Run:
     from fieldlab.client import Experiments
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
+import pickle
 import sys
 import threading
 import types
@@ -33,6 +35,7 @@ from fieldlab_common.errors import (
     NotFound,
     RunFailed,
     UnknownNameError,
+    UntrustedValue,
     WaitTimeout,
 )
 from fieldlab_common.experiment import Experiment
@@ -635,3 +638,64 @@ def test_a_fork_while_a_thread_reads_does_not_lock_the_childs_run(one: Stage) ->
         if child == 0:
             os._exit(0 if one.run._lock.acquire(blocking=False) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --- hostile nodes ----------------------------------------------------------------------------------------------------
+
+
+class Loud:
+    """What prints when its pickle is opened, wherever that is."""
+
+    def __reduce__(self) -> Any:
+        return print, ("a pickle was opened",)
+
+
+def test_a_run_of_hostile_nodes_is_shown_in_every_way_and_does_nothing(
+    one: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "<script>alert(1)</script>\x1b[2J\x9b\u202e\x07"
+    pickled = base64.b64encode(pickle.dumps(Loud())).decode()
+    value = p.ValueRef(format="pickle", data=pickled, size=9, summary=bad)
+    actor = one.actors[0]
+    actor.report(p.LogRecord(step=bad, text=bad + "\n", stream=bad), lane="bulk")
+    actor.report(p.EventRecord(name=bad, data={"x": bad}, step=bad))
+    actor.report(p.StepRecord(step="work", state=StepState.FAILED, message=bad, error=bad, started=1e300, ended=-1e300))
+    actor.report(
+        p.StepRecord(
+            step="work", state=StepState.SUCCEEDED, settled=True, attempt=2, started=1.0, ended=2.0, value=value
+        )
+    )
+    actor.report(p.StepRecord(step=bad, state=StepState.FAILED, settled=True, message=bad, started=1.0, ended=2.0))
+    actor.report(p.ArtifactRecord(step=bad, name=bad, size=0, sha256="0" * 64))
+    actor.report(p.ArtifactLost(step=bad, name=bad, reason=bad, sha256="0" * 64))
+    actor.report(p.Ended(state=D.FAILED, reason=Reason.STEP_FAILED, message=bad, bulk=1))
+    run, out = one.run, io.StringIO()
+    run.watch(file=out)
+    results = run.results
+    shown = [out.getvalue(), *map(str, run.logs()), str(run.logs()), *map(repr, run.events.stream())]
+    things = [
+        run,
+        run.deployments,
+        results,
+        results["a"],
+        results["a"]["work"],
+        run.logs(),
+        run.artifacts,
+        run.timeline(),
+    ]
+    things += [results["a"].get(bad, results), run.events.latest(bad), *run.artifacts.list()]
+    shown += [repr(thing) for thing in things] + [
+        thing._repr_html_() for thing in things if hasattr(thing, "_repr_html_")
+    ]
+    with pytest.raises(RunFailed) as caught:
+        run.wait(raise_on_failure=True)
+    shown.append(str(caught.value))
+    for text in shown:
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(text), text
+        assert "<script" not in text or "<table" not in text, text
+    assert not any("<script" in thing._repr_html_() for thing in things if hasattr(thing, "_repr_html_"))
+    assert [row["value"] for row in results.rows() if row["step"] == "work"] == [None, None]
+    run.artifacts.download(tmp_path / "out")
+    assert "opened" not in capsys.readouterr().out
+    with pytest.raises(UntrustedValue):
+        _ = results["a"]["work"].value

@@ -201,9 +201,10 @@ class Desk:
         if spec.kind != "local":
             raise e.UnknownConnector(f"There is no connector {spec.kind!r}. There are: local.")
         options: Mapping[str, Any] = spec.body
-        wanted, prefix, common = options.get("nodes", 1), options.get("prefix", "local"), options.get("properties", {})
-        names = [f"{prefix}-{n}" for n in range(1, wanted + 1)] if isinstance(wanted, int) else []
-        named: Sequence[Mapping[str, Any]] = [{"name": name} for name in names] if names else wanted
+        prefix, common = options.get("prefix", "local"), options.get("properties", {})
+        named: Any = options.get("nodes", 1)
+        if isinstance(named, int):
+            named = [{"name": f"{prefix}-{n}"} for n in range(1, named + 1)]
         made = [Node.dummy(one["name"], **common, **one.get("properties", {})) for one in named]
         self._nodes.update({node.name: replace(node, infrastructure=name) for node in made})
         info = p.InfrastructureInfo(name=name, kind="local", nodes=len(made))

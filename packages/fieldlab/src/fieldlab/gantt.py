@@ -49,6 +49,7 @@ class Bar:
     end: float | None
     state: StepState | DeploymentState
     what: str = ""
+    iteration: int | None = None
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ def _bar(begun: Row, end: float | None, row: Row) -> Bar:
     why = f" ({row.reason.value})" if row.reason is not None else ""
     took = duration(end - begun.at) if end is not None else "not ended"
     what = f"{row.deployment}{'/' + row.step if row.step else ''}{which}: {row.state.value}{why}, {took}"
-    return Bar(begun.at, end, _state(row), one_line(what, 200))
+    return Bar(begun.at, end, _state(row), one_line(what, 200), row.iteration)
 
 
 def _state(row: Row) -> StepState | DeploymentState:
@@ -171,14 +172,17 @@ class _Picture:
         y = _TOP + _LANE * number
         name = lane.deployment if lane.step is None else lane.step
         bold = ' font-weight="bold"' if lane.step is None else ""
+        iterated = any(bar.iteration is not None for bar in lane.bars)
         label = svg_text(8 if lane.step is None else 22, y + 14, one_line(name, 30), 12, INK, "start", bold)
         state = svg_text(_LABEL + _WIDTH + 8, y + 14, lane.state.value if lane.state else "", 11, FAINT, "start")
-        return label + "".join(self._bar(y, bar) for bar in lane.bars) + state
+        return label + "".join(self._bar(y, bar, iterated) for bar in lane.bars) + state
 
-    def _bar(self, y: float, bar: Bar) -> str:
+    def _bar(self, y: float, bar: Bar, iterated: bool) -> str:
         start, end = self._x(bar.start), self._x(self._begin + self._span if bar.end is None else bar.end)
         fill, edge = COLOURS[bar.state] if isinstance(bar.state, StepState) else _DEPLOYMENTS.get(bar.state, _PALE)
         dashes = ' stroke-dasharray="3 2"' if bar.end is None else ""
+        if iterated and bar.iteration is None:  # the whole, behind its iterations
+            dashes += ' opacity="0.45"'
         width = max(end - start, _NARROWEST)
         return (
             f'<rect x="{start:.1f}" y="{y + 3:.1f}" width="{width:.1f}" height="{_LANE - 6:.0f}" '

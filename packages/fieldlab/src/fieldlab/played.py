@@ -36,7 +36,6 @@ from fieldlab.virtual import VirtualTime
 
 __all__ = ["InTurn", "Player", "Scene", "StandIn", "StandIns"]
 
-Name: TypeAlias = str | tuple[str, str]
 EVERY = "*"
 
 
@@ -55,7 +54,7 @@ class StandIn:
 
 
 class InTurn:
-    """Stand-ins for a step's runs one after the other: attempts, and iterations. The last one stays."""
+    """Stand-ins for each step's runs one after the other: attempts, and iterations. The last one stays."""
 
     def __init__(self, *stand_ins: Any) -> None:
         if not stand_ins:
@@ -63,7 +62,7 @@ class InTurn:
         self.stand_ins = stand_ins
 
 
-StandIns: TypeAlias = Mapping[Name, Any]
+StandIns: TypeAlias = Mapping[Any, Any]  # keys: text, or (deployment, step); a checker infers no such key of a dict
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +101,7 @@ class Player:
         self._machine = m.Machine(graph, now=scene.clock())
         self._attempts: dict[m.Key, _Attempt] = {}
         self._timers: dict[str, m.SetTimer] = {}
-        self._turns: dict[int, int] = {}
+        self._turns: dict[str, int] = {}  # of steps whose stand-ins come in turn: the last one's place
         self._numbers = {lane.value: 0 for lane in p.Lane}
         self._cursor = 0
         self._begun = self._told = self._over = False
@@ -285,8 +284,8 @@ class Player:
     def _stand_in(self, effect: m.StartAttempt, spec: StepSpec) -> StandIn:
         found = self._named(effect.key.step, spec)
         if isinstance(found, InTurn):
-            turn = self._turns.get(id(found), 0)
-            self._turns[id(found)] = turn + 1
+            step = paths.plain(effect.key.step)
+            turn = self._turns[step] = self._turns.get(step, -1) + 1
             found = found.stand_ins[min(turn, len(found.stand_ins) - 1)]
         if isinstance(found, BaseException):
             return StandIn(error=found)
