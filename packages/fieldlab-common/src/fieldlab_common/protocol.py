@@ -355,7 +355,14 @@ _ROWS = (
         safe=False,
         callers=(Caller.ANYONE,),
     ),
-    Endpoint(name="authority", method="GET", path="/v1/ca.pem", response=bytes, callers=(Caller.ANYONE,)),
+    Endpoint(
+        name="authority",
+        method="GET",
+        path="/v1/ca.pem",
+        response=bytes,
+        callers=(Caller.ANYONE,),
+        errors=(e.NotFound,),
+    ),
     Endpoint(
         name="agent_poll",
         method="POST",
