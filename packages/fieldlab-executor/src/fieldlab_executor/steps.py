@@ -92,7 +92,7 @@ class Step:
     admitted: bool = False  # all that it waited for has come; its condition is asked, or it is queued
     # as a background step, and beside background steps
     hosts: tuple[Step, ...] = ()  # the background steps that it is `during`
-    followers: list[Step] = field(default_factory=list)  # the steps that are `during` it
+    followers: list[Step] | tuple[()] = ()  # the steps that are `during` it
     followers_left: int = 0
     unready: int = 0  # those of `hosts` that are not ready
     held: tuple[Item, ...] = ()  # what was to start while they were not
@@ -105,7 +105,7 @@ class Step:
     resources: tuple[Resource, ...] = ()  # what each of its items takes
     listed: tuple[Any, ...] = ()  # of a fan-out: the handle of each item of the list
     items: dict[int | None, Item] = field(default_factory=dict)  # those that have not ended
-    handles: list[Any] = field(default_factory=list)
+    handles: list[Any] | tuple[Any, ...] = ()  # of an iterated step a list, which grows
     failure: Outcome | None = None  # how the first item failed
     started: float | None = None
     intent: Reason | None = None  # why it was told to stop; the first reason stays
@@ -191,6 +191,8 @@ def wire(graph: Graph, scope: str = "") -> dict[str, Step]:
         if spec.name in steps:
             raise InvalidMessage(f"The graph has two steps named {spec.name!r}.")
         step = Step(spec, paths.join(scope, spec.name))
+        if step.iterated:
+            step.handles = []
         _connect(step, steps)
         steps[spec.name] = step
     _count_descendants(steps.values())
@@ -221,6 +223,8 @@ def _connect(step: Step, before: Mapping[str, Step]) -> None:
         host = _earlier(spec, name, before)
         if host.spec.background is None:
             raise InvalidMessage(f"Step {spec.name!r} is during {name!r}, which is not a background step.")
+        if isinstance(host.followers, tuple):
+            host.followers = []
         host.followers.append(step)
         host.followers_left += 1
         step.hosts += (host,)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, cast
 
 from fieldlab_common.deployment import Graph, On, Repeat, StepSpec
 from fieldlab_common.lifecycle import Reason, StepState, advance
@@ -40,6 +42,11 @@ MAX_ITEMS = 100_000  # of a fan-out; a longer list is a failure that says so
 MAX_DELAY = 7 * 86_400.0  # seconds between two attempts, however often the back-off was applied
 ROUNDING = 0.001  # of `every`: what starts by so much before the end of `duration` would start at its end
 SIGTERM = 15
+
+# One for all steps: in a DAG of ten thousand, an empty dictionary or a list of one for each is a tenth of the memory.
+_NO_INPUTS: Mapping[str, Input] = MappingProxyType({})
+_NO_ITEMS = cast(dict[int | None, Item], MappingProxyType({}))  # of a step that has ended, and begins nothing more
+_NONE = (None,)
 
 _W, _R = StepState.WAITING, StepState.RUNNING
 _OK, _FAILED, _SKIPPED, _CANCELLED = StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED, StepState.CANCELLED
@@ -230,6 +237,8 @@ class Traversal:
         """By name, what the arguments of a step may refer to, as it is now."""
         if step.inputs is not None:
             return step.inputs
+        if not step.sources and not step.spec.outer:
+            return _NO_INPUTS
         inputs = {source.name: source.input() for source in step.sources}
         for name in step.spec.outer:
             inputs[name] = nesting.outer_input(self, name)
@@ -331,15 +340,17 @@ class Traversal:
         item.live = False
         del step.items[item.iteration]
         if item.iteration is None:
-            step.items.clear()  # an empty dictionary keeps the room that it had
-            step.handles = [outcome.handle] if outcome.state is _OK else []
+            step.items = _NO_ITEMS
+            if outcome.state is _OK:
+                step.handles = _NONE if outcome.handle is None else (outcome.handle,)
             self._settle(step, outcome, attempt=item.attempt)
             return
         self._report(attempt_record(item, outcome, self._shared.now), outcome.handle if step.spec.graph else None)
+        handles = cast(list[Any], step.handles)
         if step.spec.repeat is not None:
-            step.handles.append(outcome.handle if outcome.state is _OK else None)
+            handles.append(outcome.handle if outcome.state is _OK else None)
         elif outcome.state is _OK:
-            step.handles[item.iteration] = outcome.handle
+            handles[item.iteration] = outcome.handle
         if outcome.state is _FAILED and not (step.spec.repeat and step.spec.repeat.keep_going):
             step.failure = step.failure or outcome
         if step.intent is not None:
