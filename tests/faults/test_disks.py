@@ -12,7 +12,7 @@ import pytest
 from fieldlab_common.protocol import Lane, RecordEntry
 from fieldlab_director import Embedded, embedded
 
-from .played import DEADLINE, Played, numbers, parts
+from .played import DEADLINE, Played, end, numbers, parts
 from .proxy import Line
 
 Records = Callable[[fl.Run, Lane], list[RecordEntry]]
@@ -65,7 +65,7 @@ class Cast:
 def cast(small: Small) -> Iterator[Cast]:
     with embedded(small(100) / "director", nodes=["a", "b"]) as director:
         yield Cast(director)
-        director.kill()  # its connector is stopped, and would be waited for
+        end(director)
 
 
 def test_with_the_directors_disk_full_nothing_is_acknowledged_and_nothing_lost_and_it_goes_on_when_there_is_room(

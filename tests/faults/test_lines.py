@@ -12,7 +12,7 @@ from fieldlab_common.errors import ClaimRefused
 from fieldlab_common.protocol import Lane, RecordEntry
 from fieldlab_director import Embedded, embedded
 
-from .played import DEADLINE, Part, Played, numbers, parts
+from .played import DEADLINE, Part, Played, end, numbers, parts
 from .proxy import Fault, Kind, Line, Plan, seeded
 
 NODES = [f"n{number}" for number in range(12)]
@@ -38,7 +38,7 @@ class Cast:
 def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cast]:
     with embedded(tmp_path_factory.mktemp("faults") / "director", nodes=NODES) as director:
         yield Cast(director)
-        director.kill()  # its connector is stopped, and would be waited for
+        end(director)
 
 
 PLANS: dict[str, Plan] = {
