@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "Watch", "anonymous", "held"]
 
-NEAR = 0.8
+NEAR = 0.8  # of its limit: a process that crashes there most likely crashed for want of memory
 LOOK = 1.0  # seconds between two looks at the sum
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SAID = "as Resources(memory=...) says"
@@ -51,7 +51,8 @@ class Limits:
         self._memory, self._cpus = resources.memory_bytes, resources.cpus
         self._group = self._make_group(pids)
         self._linux = sys.platform.startswith("linux")
-        self.oom = OutOfMemory() if self._group is None else OutOfMemory(self._group.events)
+        # One for CPUs alone may count no memory.
+        self.oom = OutOfMemory(self._group.events if self._group is not None and self._group.events.is_file() else None)
 
     def _make_group(self, pids: Iterable[int]) -> Group | None:
         if self._memory is None and self._cpus is None:
@@ -89,7 +90,7 @@ class Limits:
             by = (
                 "held by a control group (cpu.max)"
                 if self._group is not None and self._group.cpus
-                else ("as so many shared workers at a time; no control group could be made to hold more to it")
+                else "as so many shared workers at a time; no control group could be made to hold more to it"
             )
             said.append(f"CPUs: {self._cpus:g}, {by}.")
         return " ".join(said)
