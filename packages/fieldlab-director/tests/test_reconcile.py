@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fieldlab_common.errors import ClaimRefused
 from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.lifecycle import ExperimentState as E
@@ -16,9 +17,9 @@ from fieldlab_common.lifecycle import Reason
 from fieldlab_common.node import Availability, Node
 from fieldlab_common.protocol import CancelRequest
 from fieldlab_director.connectors import base as b
-from fieldlab_director.reconcile import Reconciler
+from fieldlab_director.reconcile import Reconciler, loop
 from fieldlab_director.services import experiments, infrastructures
-from fieldlab_director.store import queries
+from fieldlab_director.store import queries, schema
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 
 from .world import WITHIN, Run, World, failing, hanging, play
@@ -483,5 +484,93 @@ def test_stopping_ends_every_task(run: Run) -> None:
         await world.loop.stop()
         assert asyncio.all_tasks() <= world.others
         await world.start()
+
+    run(test)
+
+
+# --- many rows -------------------------------------------------------------------------------------------------------
+
+
+async def crowd(world: World, count: int, **columns: Any) -> ExperimentRow:
+    """An experiment of so many deployments, each on a node of its own, put as they are into the store."""
+    names = [f"c{number}" for number in range(count)]
+    await world.attach(f"crowd-{count}", *names)
+    experiment = await world.submit(*names, start=False)
+    table = schema.deployments
+    change = sa.update(table).where(table.c.experiment_id == experiment.id).values(**columns)
+    await world.store.write(lambda tx: tx.execute(change))
+    return experiment
+
+
+def test_thousands_that_run_are_looked_at_in_few_transactions_after_a_restart(run: Run) -> None:
+    async def test(world: World) -> None:
+        await world.loop.stop()
+        await crowd(world, 1200, state=D.RUNNING, look_at=0.0, epoch=1, journal_id="j")
+        writes = 0
+        write = world.store.write
+
+        async def counted(fn: Any) -> Any:
+            nonlocal writes
+            writes += 1
+            return await write(fn)
+
+        world.store.write = counted  # type: ignore[method-assign]
+        await world.start()
+
+        due = sa.select(sa.func.count()).where(schema.deployments.c.look_at <= world.clock.now)
+
+        async def looked() -> bool:
+            return await world.store.read(lambda tx: tx.value(due)) == 0
+
+        await world.until(looked)
+        assert writes < 200
+        assert world.site.jobs == []
+
+    run(test)
+
+
+def test_thousands_of_rows_of_one_user_do_not_keep_anothers_waiting(run: Run) -> None:
+    async def test(world: World) -> None:
+        await world.loop.stop()
+        await crowd(world, 1200, state=D.PREPARING, look_at=0.0)
+        world.fleet.sites["crowd-1200"].act = hanging("prepare")
+        bob = await world.become("bob")
+        await world.attach("bobs", "b1")
+        experiment = await world.submit("b1")
+        seen: list[str] = []
+        original = loop.begin_many
+
+        def noted(tx: Any, ids: Any, kept_of: Any) -> Any:
+            seen.extend(ids)
+            return original(tx, ids, kept_of)
+
+        loop.begin_many = noted  # type: ignore[assignment]
+        try:
+            await world.start()
+            row = await world.launched(experiment, "b1")
+        finally:
+            loop.begin_many = original
+        assert seen.index(row.id) < 2
+        assert bob.name == "bob"
+
+    run(test)
+
+
+def test_jobs_of_one_user_that_hang_do_not_keep_anothers_from_the_same_infrastructure(run: Run) -> None:
+    async def test(world: World) -> None:
+        names = [f"w{number}" for number in range(60)]
+        await world.attach("wide", *names, "free")
+
+        async def act(method: str, request: Any) -> None:
+            target = request if isinstance(request, b.Target) else request.target
+            if target.node != "free":
+                await asyncio.Event().wait()
+
+        world.fleet.sites["wide"].act = act
+        await world.submit(*names)
+        await world.did("prepare", 32, site="wide")
+        await world.become("bob")
+        await world.hand_over("wide")
+        await world.launched(await world.submit("free"), "free")
 
     run(test)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from fieldlab_common.accounts import Role
 from fieldlab_common.environment import Host
 from fieldlab_common.errors import ConnectorError
@@ -34,7 +35,7 @@ from fieldlab_director.services import accounts, blobs, experiments, identity, i
 from fieldlab_director.services.identity import ExecutorCaller, UserCaller
 from fieldlab_director.services.intake import read_upload
 from fieldlab_director.settings import Settings
-from fieldlab_director.store import queries
+from fieldlab_director.store import queries, schema
 from fieldlab_director.store.base import WORK
 from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
@@ -147,11 +148,22 @@ class World:
         self.vault, store = await open_store(self.settings)
         await store.close()
         self.store = await Database(path=self.settings.database, url=self.settings.database_url).open(clock=self.clock)
-        user = await self.store.write(lambda tx: accounts.add_user(tx, "ada", role="admin"))
-        self.user = UserCaller(id=user.id, name="ada", role=Role.ADMIN)
-        await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
+        await self.become("ada")
         await self.attach("lab", "n1", "n2", "n3")
         await self.start()
+
+    async def become(self, name: str) -> UserCaller:
+        """From now on, another user submits."""
+        user = await self.store.write(lambda tx: accounts.add_user(tx, name, role="admin"))
+        self.user = UserCaller(id=user.id, name=name, role=Role.ADMIN)
+        await self.store.write(lambda tx: blobs.arrived(tx, self.user, GRAPH, 5))
+        return self.user
+
+    async def hand_over(self, name: str) -> None:
+        """Give an infrastructure to the present user; the runs that use it stay whose they are."""
+        table = schema.infrastructures
+        change = sa.update(table).where(table.c.name == name).values(owner_id=self.user.id)
+        await self.store.write(lambda tx: tx.execute(change))
 
     async def attach(self, name: str, *nodes: str, kind: str = "local") -> None:
         self.fleet.sites[name] = Site(list(nodes))

@@ -7,6 +7,7 @@ time, so that a chain of states costs one commit.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,17 @@ from fieldlab_director.store.base import LINE, WORK, Tx
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from fieldlab_director.store.states import set_experiment_state
 
-__all__ = ["LEASE_SECONDS", "Assignment", "Kept", "Outcome", "advance", "apply", "begin", "step_experiment"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Assignment",
+    "Kept",
+    "Outcome",
+    "advance",
+    "apply",
+    "begin",
+    "begin_many",
+    "step_experiment",
+]
 
 LEASE_SECONDS = 30.0  # a worker that died is missed for so long at most
 _MOST_DECISIONS = 20  # in one transaction; more would be decisions that undo each other
@@ -30,10 +41,11 @@ _ON_THE_WAY = (DeploymentState.PENDING, DeploymentState.PREPARING, DeploymentSta
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """A job that was given: the row as it was leased, and what is to be done."""
+    """A job that was given: the row as it was leased, whose it is, and what is to be done."""
 
     job: d.Job
     row: DeploymentRow
+    owner_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +67,44 @@ class Kept:
     patience: d.Patience
 
 
-def begin(tx: Tx, deployment_id: str, kept: Kept, *, news: bool = False) -> Assignment | None:
+KeptOf = Callable[[DeploymentRow, float], Kept]  # what is known beside a row, at a time
+
+
+def begin(tx: Tx, deployment_id: str, kept_of: KeptOf, *, news: bool = False) -> Assignment | None:
     """Decide for a row that is due, or of which there is ``news``: the job it was leased for, or None if none is."""
     row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=deployment_id)
-    if row is None or _leased_by_another(row, kept, tx.now) or (row.look_at > tx.now and not news):
+    if row is None or not _may_begin(row, kept := kept_of(row, tx.now), tx.now, news=news):
         return None
     return advance(tx, row, kept)
 
 
-def apply(tx: Tx, given: Assignment, outcome: Outcome, kept: Kept) -> Assignment | None:
+def begin_many(tx: Tx, deployment_ids: Sequence[str], kept_of: KeptOf) -> list[Assignment]:
+    """The same for many that are due; the jobs that there are.
+
+    After a restart, and on any quiet day, nearly all are only to be looked at again later: that takes three statements
+    for all of them.
+    """
+    experiments = {row.id: row for row in tx.all(rq.EXPERIMENTS_OF, ExperimentRow, ids=deployment_ids)}
+    later: list[dict[str, Any]] = []
+    others: list[str] = []
+    for row in tx.all(rq.SOME, DeploymentRow, ids=deployment_ids):
+        kept = kept_of(row, tx.now)
+        if _may_begin(row, kept, tx.now):
+            standing = _standing(tx, row, experiments[row.experiment_id])
+            action = d.decide(standing, kept.seen, tx.now, jitter=kept.jitter, patience=kept.patience)
+            if isinstance(action, d.Look):
+                later.append({"guard_id": row.id, "guard_now": tx.now, "look_at": action.at})
+            else:
+                others.append(row.id)
+    tx.execute_many(rq.LOOK_LATER, later)  # first: what the others do may bring one of these back at once
+    found = (begin(tx, deployment_id, kept_of) for deployment_id in others)
+    return [given for given in found if given is not None]
+
+
+def apply(tx: Tx, given: Assignment, outcome: Outcome, kept_of: KeptOf) -> Assignment | None:
     """Note what came of a job, and decide again. Nothing if the lease was lost, or the row went on without it."""
     row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=given.row.id)
-    if row is None or row.lease != kept.lease or row.epoch != given.row.epoch:
+    if row is None or row.epoch != given.row.epoch or row.lease != (kept := kept_of(row, tx.now)).lease:
         return None
     seen = kept.seen
     if outcome.done:
@@ -83,11 +121,14 @@ def advance(tx: Tx, row: DeploymentRow, kept: Kept) -> Assignment | None:
     """Decide, and decide again, until there is a job or a time; store the row."""
     seen = kept.seen
     for _ in range(_MOST_DECISIONS):
-        action = d.decide(_standing(tx, row), seen, tx.now, jitter=kept.jitter, patience=kept.patience)
+        experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
+        assert experiment is not None  # a foreign key holds that it is there
+        standing = _standing(tx, row, experiment)
+        action = d.decide(standing, seen, tx.now, jitter=kept.jitter, patience=kept.patience)
         if isinstance(action, d.Do):
             leased = replace(row, lease=kept.lease, lease_until=tx.now + LEASE_SECONDS)
             _store(tx, replace(leased, look_at=tx.now + LEASE_SECONDS), kept)
-            return Assignment(job=action.job, row=leased)
+            return Assignment(job=action.job, row=leased, owner_id=experiment.owner_id)
         if isinstance(action, d.Look):
             _store(tx, replace(row, lease=None, lease_until=None, look_at=action.at), kept)
             return None
@@ -124,6 +165,10 @@ def step_experiment(tx: Tx, experiment_id: str) -> None:
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _may_begin(row: DeploymentRow, kept: Kept, now: float, *, news: bool = False) -> bool:
+    return not _leased_by_another(row, kept, now) and (row.look_at <= now or news)
 
 
 def _leased_by_another(row: DeploymentRow, kept: Kept, now: float) -> bool:
@@ -168,9 +213,7 @@ def _store(tx: Tx, row: DeploymentRow, kept: Kept) -> None:
         tx.notify(LINE)  # nothing of it is on its node any more
 
 
-def _standing(tx: Tx, row: DeploymentRow) -> d.Standing:
-    experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
-    assert experiment is not None  # a foreign key holds that it is there
+def _standing(tx: Tx, row: DeploymentRow, experiment: ExperimentRow) -> d.Standing:
     handle = row.handle if row.handle and row.handle["epoch"] == row.epoch else None
     return d.Standing(
         state=row.state,

@@ -27,7 +27,16 @@ from fieldlab_common.protocol import Launch
 from fieldlab_director import decide as d
 from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Observation, PrepareRequest
 from fieldlab_director.connectors.fleet import Asked, ConnectorFleet
-from fieldlab_director.reconcile.apply import LEASE_SECONDS, Assignment, Kept, Outcome, apply, begin, step_experiment
+from fieldlab_director.reconcile.apply import (
+    LEASE_SECONDS,
+    Assignment,
+    Kept,
+    Outcome,
+    apply,
+    begin,
+    begin_many,
+    step_experiment,
+)
 from fieldlab_director.reconcile.charge import CHARGE_SECONDS, Charge
 from fieldlab_director.reconcile.line import serve_line
 from fieldlab_director.reconcile.watch import REFRESH_SECONDS, InfrastructureWatch, target_of
@@ -44,7 +53,8 @@ log = structlog.get_logger("fieldlab.reconcile")
 
 HORIZON = 60.0  # seconds: the loop looks at what is due at least so often
 BATCH = 1000  # rows read at once
-PARALLEL = 32  # jobs of one infrastructure under way at once; the next wait
+PARALLEL = 32  # jobs of one owner on one infrastructure under way at once; the next wait
+TOGETHER = 100  # rows that are begun in one transaction
 PAUSE = 1.0  # seconds after the database could not be used
 SET_BACK = 5.0  # seconds: a clock that goes back by more has been set
 
@@ -107,7 +117,7 @@ class Reconciler:
         self._faults: dict[str, int] = {}
         self._workers: dict[str, _Worker] = {}
         self._watches: dict[str, InfrastructureWatch] = {}
-        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PARALLEL))
+        self._slots: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PARALLEL))
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._watch: Watch | None = None
@@ -164,13 +174,35 @@ class Reconciler:
                 await self._store.write(lambda tx, id=experiment.id: step_experiment(tx, id))  # type: ignore[misc]
             else:
                 until = min(until, begins - LAUNCH_AHEAD)
-        begun = [self._work_on(row.id, cancelled=row.cancel_requested is not None) for row in agenda.due]
-        if len(begun) == BATCH:  # there is more; where none of these could be begun, one must end first
-            until = now if any(begun) else now + PAUSE
+        if await self._begin_due(agenda.due):
+            until = min(until, now if len(agenda.due) == BATCH else until)
+        elif len(agenda.due) == BATCH:  # there is more; as none of these could be begun, one must end first
+            until = now + PAUSE
         poked, self._poked = self._poked, set()
         for deployment_id in poked:
             self._work_on(deployment_id, news=True)
         return max(0.0, until - now)
+
+    async def _begin_due(self, due: list[_Due]) -> bool:
+        """Begin what is due, some rows to a transaction, so that others' come in between; whether any was begun."""
+        free = []
+        for row in due:
+            if row.id not in self._workers:
+                free.append(row.id)
+            else:
+                self._work_on(row.id, cancelled=row.cancel_requested is not None)
+        for at in range(0, len(free), TOGETHER):
+            some = free[at : at + TOGETHER]
+            try:
+                for given in await self._store.write(lambda tx, ids=some: begin_many(tx, ids, self._kept)):  # type: ignore[misc]
+                    self._work_on(given.row.id, given=given)
+            except FieldlabError:
+                raise
+            except Exception:  # of which of them it is not known: each is begun alone, and has its fault alone
+                log.exception("deployments are begun one by one")
+                for deployment_id in some:
+                    self._work_on(deployment_id)
+        return bool(free)
 
     def _agenda(self, tx: Tx) -> _Agenda:
         times = [at for at in tx.all(rq.NEXT, _look_at, now=tx.now) if at is not None]
@@ -191,18 +223,19 @@ class Reconciler:
         await self._store.write(lambda tx: tx.execute(rq.LOOK_AT_OPEN, now=tx.now, held=sorted(self._held)))
         return True
 
-    def _work_on(self, deployment_id: str, *, cancelled: bool = False, news: bool = False) -> bool:
-        """Whether a worker was begun; else the one that is there looks again."""
+    def _work_on(
+        self, deployment_id: str, *, cancelled: bool = False, news: bool = False, given: Assignment | None = None
+    ) -> None:
+        """Begin a worker, with the job that was ``given`` if one was; else the one that is there looks again."""
         worker = self._workers.get(deployment_id)
         if worker is None:
-            worker = self._workers[deployment_id] = _Worker(again=True, news=news)
-            worker.task = asyncio.create_task(self._work(deployment_id, worker))
+            worker = self._workers[deployment_id] = _Worker(again=given is None, news=news)
+            worker.task = asyncio.create_task(self._work(deployment_id, worker, given))
             worker.task.add_done_callback(lambda _: self._finished(deployment_id, worker))
-            return True
+            return
         worker.again, worker.news = True, worker.news or news
         if cancelled and worker.job in (d.Job.PREPARE, d.Job.LAUNCH) and worker.call is not None:
             worker.call.cancel()  # whoever cancels does not wait for an environment that nobody will use
-        return False
 
     def _finished(self, deployment_id: str, worker: _Worker) -> None:
         self._workers.pop(deployment_id, None)
@@ -219,9 +252,8 @@ class Reconciler:
 
     # --- one deployment ----------------------------------------------------------------------------------------------
 
-    async def _work(self, deployment_id: str, worker: _Worker) -> None:
+    async def _work(self, deployment_id: str, worker: _Worker, given: Assignment | None) -> None:
         try:
-            given: Assignment | None = None
             while given is not None or worker.again:
                 if given is None:
                     given = await self._begin(deployment_id, worker)
@@ -237,7 +269,7 @@ class Reconciler:
 
     async def _begin(self, deployment_id: str, worker: _Worker) -> Assignment | None:
         news, worker.again, worker.news = worker.news, False, False
-        return await self._store.write(lambda tx: begin(tx, deployment_id, self._kept(tx, deployment_id), news=news))
+        return await self._store.write(lambda tx: begin(tx, deployment_id, self._kept, news=news))
 
     async def _carry_out(self, given: Assignment, worker: _Worker) -> Assignment | None:
         worker.job, worker.call = given.job, asyncio.create_task(self._ask(given))
@@ -259,7 +291,7 @@ class Reconciler:
             worker.job = worker.call = None
         if outcome.done and given.job is d.Job.STOP:
             self._gone[given.row.id] = (given.row.epoch, outcome.value)
-        following = await self._store.write(lambda tx: apply(tx, given, outcome, self._kept(tx, given.row.id)))
+        following = await self._store.write(lambda tx: apply(tx, given, outcome, self._kept))
         self._after(given, outcome)
         return following
 
@@ -272,7 +304,7 @@ class Reconciler:
 
     async def _ask(self, given: Assignment) -> Any:
         row = given.row
-        async with self._slots[row.infrastructure_id]:
+        async with self._slots[row.infrastructure_id, given.owner_id]:
             connector = await self._connector(row.infrastructure_id)
             target = target_of(row.id, row.node, row.epoch, row.prepared, row.handle)
             if given.job is d.Job.PREPARE:
@@ -299,14 +331,9 @@ class Reconciler:
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 
-    def _kept(self, tx: Tx, deployment_id: str) -> Kept:
-        row = tx.one(queries.DEPLOYMENT, DeploymentRow, id=deployment_id)
-        epoch, tail = self._gone.get(deployment_id, (-1, ""))
-        seen = d.Seen(
-            gone=row is not None and row.epoch == epoch,
-            silent=self._silence(row, tx.now) if row is not None else 0.0,
-            tail=tail,
-        )
+    def _kept(self, row: DeploymentRow, now: float) -> Kept:
+        epoch, tail = self._gone.get(row.id, (-1, ""))
+        seen = d.Seen(gone=row.epoch == epoch, silent=self._silence(row, now), tail=tail)
         return Kept(lease=self._charge.name, seen=seen, jitter=self._jitter(), patience=self._patience)
 
     def _silence(self, row: DeploymentRow, now: float) -> float:

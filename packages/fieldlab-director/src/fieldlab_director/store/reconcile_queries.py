@@ -24,10 +24,28 @@ _OPEN = [state for state in DeploymentState if not state.terminal]
 _LAUNCHED = [DeploymentState.LAUNCHING, DeploymentState.RUNNING, DeploymentState.UNREACHABLE]
 
 _HELD = _d.c.infrastructure_id.in_(sa.bindparam("held", expanding=True))
-DUE = (
-    sa.select(_d.c.id, _d.c.cancel_requested)
+_due = (
+    sa.select(
+        _d.c.id,
+        _d.c.cancel_requested,
+        _d.c.look_at,
+        sa.func.row_number().over(partition_by=_e.c.owner_id, order_by=_d.c.look_at).label("turn"),
+    )
+    .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
     .where(_d.c.state.in_(list(DeploymentState)), _d.c.look_at <= _p("now"), _HELD)
-    .limit(_p("limit"))
+    .subquery()
+)
+DUE = (  # one of each owner's by turns, so that nobody waits for another's thousands
+    sa.select(_due.c.id, _due.c.cancel_requested).order_by(_due.c.turn, _due.c.look_at).limit(_p("limit"))
+)
+SOME = sa.select(_d).where(_d.c.id.in_(sa.bindparam("ids", expanding=True)))
+EXPERIMENTS_OF = sa.select(_e).where(
+    _e.c.id.in_(sa.select(_d.c.experiment_id).where(_d.c.id.in_(sa.bindparam("ids", expanding=True))))
+)
+LOOK_LATER = (
+    sa.update(_d)
+    .where(_d.c.id == _p("guard_id"), sa.or_(_d.c.lease.is_(None), _d.c.lease_until <= _p("guard_now")))
+    .values(lease=None, lease_until=None, look_at=_p("look_at"))
 )
 NEXT = sa.union_all(  # one seek in the index for each state
     *(
