@@ -31,7 +31,7 @@ from fieldlab_executor.artifacts import Hashed, Hasher
 from fieldlab_executor.journal import Journal
 from fieldlab_executor.link import ArtifactFailed, ArtifactStored, Item, Link, LinkFailed
 from fieldlab_executor.transport import HttpTransport
-from measure import Row, Turns, Unavailable, Versions, run, work
+from measure import Row, Turns, Unavailable, Versions, run, timed, work
 
 __all__ = ["artifacts"]
 
@@ -135,7 +135,7 @@ class _Ours:
         try:
             link.claim(ClaimRequest(journal_id=journal.id, epoch=launch.epoch), timeout=d.WAIT)
             link.start()
-            return d.timed(lambda: self._send(link, journal, stored))
+            return timed(lambda: self._send(link, journal, stored))
         finally:
             journal.append(Lane.CONTROL, _ended())
             link.drain(d.WAIT)
@@ -159,7 +159,7 @@ class _Ours:
         newest = self._run.artifacts.list()[-1]
         target = self._folder / "down"
         try:
-            return d.timed(lambda: newest.download(target))
+            return timed(lambda: newest.download(target))
         finally:
             target.unlink()
 
@@ -181,7 +181,7 @@ def _ended() -> bytes:
 
 def _sha256(path: Path) -> float:
     with path.open("rb") as file:
-        return d.timed(lambda: hashlib.file_digest(file, "sha256"))
+        return timed(lambda: hashlib.file_digest(file, "sha256"))
 
 
 def _written(path: Path) -> float:
@@ -195,7 +195,7 @@ def _written(path: Path) -> float:
             os.fsync(file.fileno())
 
     try:
-        return d.timed(write)
+        return timed(write)
     finally:
         path.unlink()
 
@@ -234,7 +234,7 @@ def _nginx(folder: Path) -> Iterator[Peer]:
 
     def move(way: str, file: Path) -> float:
         arguments = [file, url] if way == "up" else [place / "down"]
-        return d.timed(lambda: run([*ways[way], *arguments]))
+        return timed(lambda: run([*ways[way], *arguments]))
 
     with _served(command, port):
         yield move
@@ -255,7 +255,7 @@ def _scp(folder: Path) -> Iterator[Peer]:
     there = f"{getpass.getuser()}@127.0.0.1:{place}/file"
 
     def move(way: str, file: Path) -> float:
-        return d.timed(lambda: run([*ask, *((file, there) if way == "up" else (there, place / "down"))]))
+        return timed(lambda: run([*ask, *((file, there) if way == "up" else (there, place / "down"))]))
 
     with _served([_program("sshd"), "-D", "-e", "-f", place / "config"], port):
         yield move

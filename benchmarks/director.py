@@ -12,10 +12,8 @@ import json
 import os
 import resource
 import socket
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from fieldlab.infrastructure import InfrastructureSpec
 from fieldlab_common import wire
 from fieldlab_common.protocol import ClaimRequest, Launch, Record
 from fieldlab_director.embedded import Embedded, embedded
+from measure import version
 
 CONNECTOR = Path(__file__).with_name("simulated")
 WAIT = 60.0  # seconds that one answer may take
@@ -87,13 +86,6 @@ def _on_path(folder: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
-
-
 def cpu(pid: int) -> float:
     """Seconds of processor time of a process so far, all of its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -124,10 +116,6 @@ class Simulated(InfrastructureSpec):
     socket: str
 
 
-def _python() -> str:
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"
-
-
 @contextmanager
 def simulated(client: fl.Client, nodes: int) -> Iterator[Simulation]:
     """Attach so many nodes, and play what is launched on them."""
@@ -135,7 +123,7 @@ def simulated(client: fl.Client, nodes: int) -> Iterator[Simulation]:
         path = f"{folder}/launches"  # not below the checkout: the path of a socket has 107 characters at most
         inbox.bind(path)
         inbox.setblocking(False)
-        client.infrastructures.attach("simulated", Simulated(nodes=nodes, python=(_python(),), socket=path))
+        client.infrastructures.attach("simulated", Simulated(nodes=nodes, python=(version(),), socket=path))
         yield Simulation([node for node in client.nodes() if node.infrastructure == "simulated"], inbox)
 
 
@@ -215,7 +203,7 @@ class Played(Connection):
 
     async def claim(self) -> Mapping[str, Any]:
         """Take the deployment."""
-        asked = ClaimRequest(journal_id=self.journal, epoch=self.launch.epoch, python=_python(), pid=1)
+        asked = ClaimRequest(journal_id=self.journal, epoch=self.launch.epoch, python=version(), pid=1)
         return self._json(await self.ask(self.request("POST", "/v1/executor/claim", wire.dumps(asked))))
 
     def report(self, lane: str, *records: bytes) -> bytes:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +28,7 @@ from fieldlab.ship import pack, require_sound
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
 from fieldlab_common.lifecycle import DeploymentState as State
+from measure import timed, version
 
 WAIT = 60.0  # seconds that a measurement may take
 PYTHON = str(Path(sys.executable).resolve())  # a node's: not the one of the development environment
@@ -45,7 +46,7 @@ class Standin:
     """
 
     def __init__(self, dag: fl.DAG, folder: Path) -> None:
-        shipment = require_sound(pack(fl.Experiment("bench").map(dag, fl.Node(name="node", python=(_version(),)))))
+        shipment = require_sound(pack(fl.Experiment("bench").map(dag, fl.Node(name="node", python=(version(),)))))
         self.begun = self.first = 0.0
         self.done = threading.Event()
         self._news = threading.Condition()
@@ -163,14 +164,3 @@ def idle_memory(pyz: Path, folder: Path, cache: Path) -> dict[str, int]:
 def bare_python() -> float:
     """Seconds of a Python that imports what any program that speaks HTTP over TLS needs."""
     return timed(lambda: subprocess.run([PYTHON, "-c", "import ssl, http.client, dataclasses"], check=True))
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
-
-
-def _version() -> str:
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"
