@@ -3,10 +3,14 @@
 import re
 
 import pytest
-from fieldlab_common.errors import BY_CODE
+from fieldlab_common.errors import BY_CODE, AuthenticationError
+from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.protocol import ENDPOINTS, Caller
 from fieldlab_director.services.desk import Desk
-from fieldlab_director.services.identity import executor_token
+from fieldlab_director.services.identity import executor_caller, executor_token
+from fieldlab_director.store import schema
+
+from .world import play
 
 LABS = ("sqlite", "postgres")
 
@@ -106,3 +110,31 @@ def test_the_secret_and_the_folder_are_the_directors_alone(lab):
 
 def test_every_documented_error_has_a_code_that_clients_know():
     assert all(error.code in BY_CODE for row in ENDPOINTS.values() for error in row.errors)
+
+
+def test_an_executors_token_lives_as_its_deployment_does_on_the_directors_clock(tmp_path):
+    week = 7 * 86_400.0
+
+    async def scenario(world):
+        experiment, row = await world.running("n1")
+        key = world.vault.executor_key
+        token = executor_token(key, row.id, row.epoch)
+
+        async def caller():
+            return await world.store.read(lambda tx: executor_caller(tx, key, token, drain_for=week))
+
+        assert not (await caller()).over
+        await world.cancel(experiment)
+        world.die(row)
+        await world.reached(experiment, D.CANCELLED)
+        ended = (await world.row(experiment)).ended
+        again = schema.deployments.update().values(drained=False)  # as if its connector could not drain it
+        await world.store.write(lambda tx: tx.execute(again))
+        for passed in (0.0, week - 1):
+            world.clock.now = ended + passed
+            assert (await caller()).over
+        world.clock.now = ended + week
+        with pytest.raises(AuthenticationError, match="more than 7 days ago"):
+            await caller()
+
+    play(tmp_path, scenario)

@@ -261,9 +261,15 @@ def test_the_first_start_says_once_how_to_log_in_and_writes_it_nowhere(tmp_path)
     try:
         answer = httpx2.post(f"{again.url}/v1/login", json={"user": user, "password": password}, trust_env=False)
         assert (answer.status_code, answer.json()["role"]) == (201, "admin")
+        headers = {"Authorization": f"Bearer {answer.json()['token']}"}
+        asked = httpx2.get(f"{again.url}/v1/experiments/none", headers=headers, trust_env=False)
     finally:
         again.stop()
     assert "password" not in again.said
+    lines = [json.loads(line) for line in (folder / "director.log").read_text().splitlines()]
+    [line] = [one for one in lines if one.get("request_id") == asked.headers["x-request-id"]]
+    assert (line["user"], line["experiment"], line["endpoint"], line["status"]) == ("admin", "none", "experiment", 404)
+    assert not any(secret in str(lines) for secret in (password, answer.json()["token"]))
 
 
 def test_when_it_stops_readiness_goes_first_and_what_was_begun_ends_well(tmp_path):
