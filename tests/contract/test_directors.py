@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ NOT_FAKED = {
     **dict.fromkeys(
         ("join_token", "agents", "remove_agent", "join", "authority", "renew_agent"), "no machine can join it"
     ),
-    **dict.fromkeys(("users", "add_user", "change_user", "remove_user"), "it has one user"),
+    **dict.fromkeys(
+        ("users", "add_user", "change_user", "remove_user", "share_infrastructure", "unshare_infrastructure"),
+        "it has one user",
+    ),
 }
 _number = itertools.count(1)
 
@@ -112,6 +116,37 @@ def test_who_and_what_is_there(client: fl.Client) -> None:
     assert {"a", "b"} <= set(nodes.names)
     assert nodes.where(fl.node["site"] == "roof").names == ("b",)
     assert nodes["a"].availability is fl.Availability.AVAILABLE
+
+
+def test_infrastructure_that_is_detached_is_gone_and_gives_its_name_back(client: fl.Client) -> None:
+    lab = name()
+    for _ in range(2):
+        made = client.infrastructures.attach(lab, fl.Local(nodes=[f"{lab}-x"]))
+        assert f"{lab}-x" in client.nodes().names
+        made.detach()
+        assert made.info.state == "detached"
+        assert f"{lab}-x" not in client.nodes().names
+    with pytest.raises(fl.NotFound):
+        made.detach()
+
+
+def test_infrastructure_that_runs_use_goes_when_they_have_ended(client: fl.Client) -> None:
+    lab = name()
+    made = client.infrastructures.attach(lab, fl.Local(nodes=[f"{lab}-x"]))
+    with fl.DAG("d") as dag:
+        fl.wait_for("go", timeout=60)
+    run = client.submit(fl.Experiment(lab).map(dag, client.nodes().where(fl.node.name == f"{lab}-x")))
+    with pytest.raises(fl.IllegalState, match=lab):
+        made.detach()
+    made.detach(drain=True)
+    assert made.info.state == "leaving"
+    assert f"{lab}-x" not in client.nodes().names
+    run.events.send("go")
+    assert run.wait(timeout=60) is fl.ExperimentState.SUCCEEDED
+    deadline = time.monotonic() + 60
+    while lab in [one.name for one in client.infrastructures.list()]:
+        assert time.monotonic() < deadline
+        run.refresh(0.1)
 
 
 def test_infrastructure_is_attached_under_a_name_of_its_own(client: fl.Client) -> None:

@@ -292,7 +292,7 @@ def _user(lab: Lab, name: str) -> User:
     """A user of a name that no other test has: tests share the lab, and users see only their own."""
     unique = f"{name}-{next(_count)}"
     http = lab.user(unique, "admin")
-    body = {"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1", "n2"]}}}
+    body = {"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1", "n2"]}}, "access": []}
     assert http.post("/v1/infrastructures", json=body).status_code == 201
     return User(lab, http, unique)
 

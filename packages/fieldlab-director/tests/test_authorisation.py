@@ -45,6 +45,9 @@ whoami                  .    .    .   | 200  200  200  200   200   200   | !    
 nodes                   .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
 infrastructures         .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
 attach_infrastructure   .    .    .   | !    !    201  201   201   201   | !    !       !     !     .       .    | !
+detach_infrastructure   .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
+share_infrastructure    .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
+unshare_infrastructure  .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
 join_token              .    .    .   | !    !    201  201   -     -     | !    !       !     !     .       .    | !
 agents                  .    .    .   | -    200  200  200   -     -     | !    !       !     !     .       .    | !
 remove_agent            .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
@@ -161,6 +164,10 @@ class Scene:
         foreign.claim()
         return {**found, "foreign": foreign.http}
 
+    def _to_be_detached(self):
+        machines = {"name": f"going-{next(_attached)}", "spec": {"kind": "agents", "body": {"nodes": []}}}
+        return self.ada.http.post("/v1/infrastructures", json=machines).json()["name"]
+
     def join_token(self):
         return self.ada.http.post("/v1/infrastructures/owned/join-tokens", json={}).json()["token"]
 
@@ -201,7 +208,7 @@ class Scene:
         experiment = self.hers if column == "viewer" else self.experiment
         told = {
             "experiment": experiment,
-            "infrastructure": "owned",
+            "infrastructure": self._to_be_detached() if row.name == "detach_infrastructure" else "owned",
             "agent": "owned",
             "secret": "owned" if row.name == "delete_secret" else "key",
             "digest": self._digest(row, column),

@@ -102,7 +102,10 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentSpec:
-    """A deployment for the director: the graph and everything it names are blobs, by digest; nothing of it is read."""
+    """A deployment for the director: the graph and everything it names are blobs, by digest; nothing of it is read.
+
+    ``infrastructure`` tells nodes of one name apart; empty: the caller's own first.
+    """
 
     name: str
     node: str
@@ -114,6 +117,7 @@ class DeploymentSpec:
     python: str = ""
     steps: int = 0
     secrets: tuple[str, ...] = ()
+    infrastructure: str = ""
 
 
 def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
@@ -129,6 +133,7 @@ def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
         python=deployment.python,
         steps=sum(1 for _ in deployment.graph.walk()),
         secrets=deployment.graph.secrets(),
+        infrastructure=deployment.node.infrastructure,
     )
 
 
@@ -406,21 +411,31 @@ class SecretList:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachInfrastructure:
-    """Attach target infrastructure: ``spec.kind`` names the connector, ``spec.body`` has its options."""
+    """Attach target infrastructure: ``spec.kind`` names the connector, ``spec.body`` has its options.
+
+    ``access`` names the users who may use it beside its owner, or has ``*`` for everybody, which takes an admin; None:
+    nobody, or everybody if an admin attaches it.
+    """
 
     name: str
     spec: Tagged
+    access: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfrastructureInfo:
-    """An attached infrastructure; ``state`` is ``ready`` or ``unavailable`` with ``message`` saying why."""
+    """An attached infrastructure. ``state``: ``ready``, ``unavailable``, ``leaving`` or ``detached``; ``message``: why.
+
+    ``access``: who may use it beside its ``owner`` (``*``: everybody), as far as the caller may know, who is the owner.
+    """
 
     name: str
     kind: str
     state: str = "ready"
     message: str = ""
     nodes: int = 0
+    owner: str = ""
+    access: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ class Desk:
         self._begin, self._clock, self._token = begin, clock, token
         self._nodes: dict[str, Node] = {node.name: node for node in nodes}
         self._infrastructures: dict[str, p.InfrastructureInfo] = {}
+        self._leaving: dict[str, Node] = {}  # nodes of infrastructures that go when the runs on them have ended
         self._secrets: dict[str, tuple[str, float]] = {}
         self._blobs = Blobs()
         self._parts: dict[str, bytearray] = {}
@@ -191,7 +192,37 @@ class Desk:
         return p.NodeList(nodes=tuple(self._nodes.values()))
 
     def _on_infrastructures(self, ask: Ask) -> p.InfrastructureList:
+        for name in [one.name for one in self._infrastructures.values() if one.state == "leaving"]:
+            if not self._used(name):
+                self._let_go(name)
         return p.InfrastructureList(infrastructures=tuple(self._infrastructures.values()))
+
+    def _on_detach_infrastructure(self, ask: Ask) -> p.InfrastructureInfo:
+        name = ask.path["infrastructure"]
+        if name not in self._infrastructures:
+            raise e.NotFound("There is no such infrastructure of yours.")
+        users = self._used(name)
+        if users and not ask.query.get("drain"):
+            raise e.IllegalState(f"Infrastructure {name!r} is used by runs: {', '.join(users)}.")
+        if not users:
+            return replace(self._let_go(name), state="detached")
+        info = self._infrastructures[name] = replace(self._infrastructures[name], state="leaving")
+        self._leaving.update({key: node for key, node in self._nodes.items() if node.infrastructure == name})
+        self._nodes = {key: node for key, node in self._nodes.items() if node.infrastructure != name}
+        return info
+
+    def _used(self, infrastructure: str) -> list[str]:
+        """Names of runs that have not ended, with a node of an infrastructure."""
+        nodes = {**self._nodes, **self._leaving}
+        mine = {name for name, node in nodes.items() if node.infrastructure == infrastructure}
+        open_runs = [kept for kept in self._runs.values() if not kept.run.info().state.terminal]
+        return [kept.name for kept in open_runs if mine & {spec.node for spec in kept.request.deployments}]
+
+    def _let_go(self, infrastructure: str) -> p.InfrastructureInfo:
+        for nodes in (self._nodes, self._leaving):
+            for name in [name for name, node in nodes.items() if node.infrastructure == infrastructure]:
+                del nodes[name]
+        return self._infrastructures.pop(infrastructure)
 
     def _on_attach_infrastructure(self, ask: Ask) -> p.InfrastructureInfo:
         name, spec = ask.body.name, ask.body.spec

@@ -134,6 +134,36 @@ class Infrastructure:
             f"python3 fieldlab.pyz join {made.url} {token}"
         )
 
+    def share(self, user: str) -> None:
+        """Let a user use its nodes, or everybody (``"*"``, which takes an admin). Nobody else can change it.
+
+        Raises:
+            NotFound: it is not yours, or there is no such user. PermissionDenied: you are not an admin.
+        """
+        self._ask("share_infrastructure", user=user)
+
+    def unshare(self, user: str) -> None:
+        """Take that back. What runs there runs on.
+
+        Raises:
+            NotFound: it is not yours, or there is no such user.
+        """
+        self._ask("unshare_infrastructure", user=user)
+
+    def detach(self, *, drain: bool = False) -> None:
+        """Let it go; what is known of past runs stays. With ``drain``: as soon as the runs that use it have ended.
+
+        Raises:
+            NotFound: it is not yours. IllegalState: runs use it, and ``drain`` is not set; it names them.
+        """
+        query = {"drain": "true"} if drain else None
+        path = {"infrastructure": self.name}
+        self.info = self._session.call("detach_infrastructure", p.InfrastructureInfo, path=path, query=query)
+
+    def _ask(self, endpoint: str, **path: str) -> None:
+        path = {"infrastructure": self.name, **path}
+        self.info = self._session.call(endpoint, p.InfrastructureInfo, path=path)
+
     def agents(self) -> list[p.AgentInfo]:
         """The machines that joined, and whether they are connected.
 
@@ -157,7 +187,7 @@ class Infrastructure:
 
 class _Listed(list[p.InfrastructureInfo]):
     def _rows(self) -> list[list[object]]:
-        return [[i.name, i.kind, i.state, i.nodes, i.message] for i in self]
+        return [[i.name, i.kind, i.state, i.nodes, i.owner, ", ".join(i.access), i.message] for i in self]
 
     def __repr__(self) -> str:
         return table(_HEADER, self._rows())
@@ -166,7 +196,7 @@ class _Listed(list[p.InfrastructureInfo]):
         return html_table(_HEADER, self._rows())
 
 
-_HEADER = ("name", "kind", "state", "nodes", "message")
+_HEADER = ("name", "kind", "state", "nodes", "owner", "shared with", "message")
 
 
 class Infrastructures:
@@ -175,15 +205,23 @@ class Infrastructures:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def attach(self, name: str, spec: InfrastructureSpec) -> Infrastructure:
+    def attach(self, name: str, spec: InfrastructureSpec, *, access: Sequence[str] | None = None) -> Infrastructure:
         """Attach nodes under ``name``.
+
+        ``access`` names the users who may use them beside this one; ``["*"]`` means everybody, and takes an admin.
+        Without it, what an admin attaches is for everybody, and what anybody else attaches is for nobody else.
 
         Raises:
             UnknownConnector: the director has no connector of that kind.
             ConnectorError: it could not reach them.
             PermissionDenied: only admins may.
+            NotFound: there is no user of a name in ``access``.
         """
-        body = p.AttachInfrastructure(name=check_name(name, "an infrastructure"), spec=spec.tagged())
+        body = p.AttachInfrastructure(
+            name=check_name(name, "an infrastructure"),
+            spec=spec.tagged(),
+            access=None if access is None else tuple(access),
+        )
         return Infrastructure(
             self._session, self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body)
         )

@@ -109,6 +109,12 @@ class ConnectorFleet:
             if not reached:
                 await self._processes.pop(infrastructure_id).close()
 
+    async def drop(self, infrastructure_id: str) -> None:
+        """Let go of an infrastructure: its connector's process ends. What it started on nodes goes on."""
+        process = self._processes.pop(infrastructure_id, None)
+        if process is not None:
+            await process.close()
+
     async def close(self) -> None:
         """End every process. What they started on nodes goes on."""
         await asyncio.gather(*(process.close() for process in self._processes.values()))

@@ -44,10 +44,14 @@ class Charge:
         until = tx.now + CHARGE_SECONDS if self.shared else NEVER
         guards = {"guard_home": self.home, "guard_holder": self.name, "guard_now": tx.now}
         tx.execute(rq.TAKE_CHARGE, holder=self.name, until=until, **guards)
-        held = frozenset(tx.all(rq.IN_CHARGE, _id, holder=self.name))
+        held = self.held(tx)
         if held - known:
             tx.execute(rq.LOOK_AT_OPEN, now=tx.now, held=sorted(held - known))
         return held
+
+    def held(self, tx: Tx) -> frozenset[str]:
+        """The ids of all that it is in charge of, and that are not detached."""
+        return frozenset(tx.all(rq.IN_CHARGE, _id, holder=self.name))
 
     def finds_more(self, tx: Tx) -> bool:
         """Whether ``take`` would find something that nobody is in charge of."""

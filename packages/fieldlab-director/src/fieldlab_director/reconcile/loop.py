@@ -41,6 +41,7 @@ from fieldlab_director.reconcile.charge import CHARGE_SECONDS, Charge
 from fieldlab_director.reconcile.line import serve_line
 from fieldlab_director.reconcile.watch import REFRESH_SECONDS, InfrastructureWatch, target_of
 from fieldlab_director.services.identity import executor_token
+from fieldlab_director.services.infrastructures import finish_detaching
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
@@ -72,6 +73,8 @@ class _Agenda:
     following: float
     startable: list[ExperimentRow]
     more: bool  # there are infrastructures that nobody is in charge of
+    less: bool  # one that it was in charge of is detached
+    leaving: bool  # some are to be detached once nothing is left on them
 
 
 @dataclass(eq=False)
@@ -162,7 +165,7 @@ class Reconciler:
     async def _pass(self) -> float:
         """Begin all that is due; the seconds until something is again."""
         agenda = await self._store.read(self._agenda)
-        if agenda.more:
+        if agenda.more or agenda.less or (agenda.leaving and await self._store.write(finish_detaching)):
             await self._take()
             return 0.0
         if await self._mind_the_clock(agenda.now):
@@ -212,6 +215,8 @@ class Reconciler:
             following=min(times, default=d.NEVER),
             startable=tx.all(rq.STARTABLE, ExperimentRow),
             more=self._charge.finds_more(tx),
+            less=not self._held <= self._charge.held(tx),
+            leaving=bool(tx.all(rq.LEAVING, _id)),
         )
 
     async def _mind_the_clock(self, now: float) -> bool:
@@ -364,8 +369,9 @@ class Reconciler:
             known = self._held
             self._held = await self._store.write(lambda tx: self._charge.take(tx, known))
             for infrastructure_id in sorted(known - self._held):
-                log.warning("another director has taken an infrastructure", infrastructure=infrastructure_id)
+                log.info("an infrastructure is another director's now, or detached", infrastructure=infrastructure_id)
                 self._end_watch(infrastructure_id)
+                await self._fleet.drop(infrastructure_id)
             for infrastructure_id in sorted(self._held - known):
                 self._begin_watch(infrastructure_id)
             self._first_refresh = REFRESH_SECONDS  # what is attached from now on was just listed
@@ -416,3 +422,7 @@ def _being_cancelled() -> bool:
 
 def _look_at(look_at: float | None) -> float | None:
     return look_at
+
+
+def _id(id: str) -> str:
+    return id

@@ -256,7 +256,7 @@ class Desk(Reception):
 
     async def attach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
         """Ask the connector for the nodes, then store both."""
-        name, spec = ask.body.name, ask.body.spec
+        name, spec, access = ask.body.name, ask.body.spec, ask.body.access
         if spec.kind == "local" and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
                 "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
@@ -267,11 +267,30 @@ class Desk(Reception):
         user, most = ask.user, self.settings.limits.infrastructures
 
         def store(tx: Tx) -> InfrastructureInfo:
-            made = infrastructures.attach(tx, user, self.vault, infrastructure_id, name, spec, found, self.home)
+            made = infrastructures.attach(tx, user, self.vault, infrastructure_id, name, spec, found, self.home, access)
             quotas.hold_infrastructures(tx, user.id, most)
             return made
 
         return await self.store.write(store)
+
+    async def detach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
+        """Let an infrastructure go."""
+        name, drain = ask.path["infrastructure"], ask.query.get("drain", False)
+        return await self.store.write(lambda tx: infrastructures.detach(tx, ask.user, name, drain=drain))
+
+    async def share_infrastructure(self, ask: Ask) -> InfrastructureInfo:
+        """Let a user use an infrastructure."""
+        path = ask.path
+        return await self.store.write(
+            lambda tx: infrastructures.share(tx, ask.user, path["infrastructure"], path["user"])
+        )
+
+    async def unshare_infrastructure(self, ask: Ask) -> InfrastructureInfo:
+        """Take that back."""
+        path = ask.path
+        return await self.store.write(
+            lambda tx: infrastructures.unshare(tx, ask.user, path["infrastructure"], path["user"])
+        )
 
     # --- machines that dial out --------------------------------------------------------------------------------------
 

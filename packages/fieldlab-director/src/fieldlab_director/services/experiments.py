@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     infrastructure_id: str
+    owner_id: str
     node: Node
 
 
@@ -299,7 +300,7 @@ def _name(name: str) -> str:
 
 
 def _store(tx: Tx, caller: UserCaller, request: SubmitExperiment, name: str) -> ExperimentRow:
-    places = _places(tx, caller, [spec.node for spec in request.deployments])
+    places = _places(tx, caller, request.deployments)
     secrets.hold_stored(tx, caller, (name for spec in request.deployments for name in spec.secrets))
     _hold_blobs(tx, caller, (digest for spec in request.deployments for digest in (spec.graph, *spec.blobs)))
     row = ExperimentRow(
@@ -366,17 +367,24 @@ def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec,
     )
 
 
-def _places(tx: Tx, caller: UserCaller, wanted: list[str]) -> list[_Place]:
+def _places(tx: Tx, caller: UserCaller, wanted: Sequence[DeploymentSpec]) -> list[_Place]:
     by_name: dict[str, list[_Place]] = {}
     for place in tx.all(queries.NODES, _Place, owner_id=caller.id):
         by_name.setdefault(place.node.name, []).append(place)
-    absent = sorted({name for name in wanted if name not in by_name})
+    found = [_fitting(by_name.get(spec.node, []), spec, caller) for spec in wanted]
+    absent = sorted({spec.node for spec, places in zip(wanted, found, strict=True) if not places})
     if absent:
         there = ", ".join(sorted(by_name)[:20]) or "none"
         raise NotFound(f"There is no node {', '.join(absent[:20])}. There are: {there}.", details={"nodes": absent})
-    for name in wanted:
-        _hold(len(by_name[name]) == 1, "$.deployments", f"use {name!r}, which several infrastructures have")
-    return [by_name[name][0] for name in wanted]
+    for spec, places in zip(wanted, found, strict=True):
+        _hold(len(places) == 1, "$.deployments", f"use {spec.node!r}, which several infrastructures have")
+    return [places[0] for places in found]
+
+
+def _fitting(places: list[_Place], spec: DeploymentSpec, caller: UserCaller) -> list[_Place]:
+    """Those that ``spec`` means: of its infrastructure, if it says which; the caller's own, if there are any."""
+    named = [place for place in places if spec.infrastructure in ("", place.node.infrastructure)]
+    return [place for place in named if place.owner_id == caller.id] or named
 
 
 def _hold_blobs(tx: Tx, caller: UserCaller, digests: Iterable[str]) -> None:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from fieldlab_common.errors import FieldlabError, IllegalState, InvalidRequest
+from fieldlab_common.accounts import Role
+from fieldlab_common.course import NEVER
+from fieldlab_common.errors import FieldlabError, IllegalState, InvalidRequest, NotFound, PermissionDenied
 from fieldlab_common.node import Node
 from fieldlab_common.protocol import InfrastructureInfo, InfrastructureList, NodeList, Tagged
 from fieldlab_common.step import check_name
 
 from fieldlab_director.services.identity import UserCaller, new_id
 from fieldlab_director.services.vault import Vault
-from fieldlab_director.store import queries
+from fieldlab_director.store import agent_queries as aq
+from fieldlab_director.store import queries, reconcile_queries
 from fieldlab_director.store.base import WORK, Tx
-from fieldlab_director.store.rows import InfrastructureRow
+from fieldlab_director.store.rows import InfrastructureRow, UserRow
 
-__all__ = ["Fleet", "attach", "check_attach", "infrastructures", "nodes"]
+__all__ = [
+    "Fleet",
+    "attach",
+    "check_attach",
+    "detach",
+    "finish_detaching",
+    "infrastructures",
+    "nodes",
+    "share",
+    "unshare",
+]
 
 
 class Fleet(Protocol):
@@ -30,6 +43,23 @@ class Fleet(Protocol):
             UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visible(InfrastructureRow):
+    owner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grant:
+    user_id: str
+    name: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Using:
+    owner_id: str
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +91,16 @@ def attach(
     spec: Tagged,
     found: Sequence[Node],
     home: str = "",
+    access: Sequence[str] | None = None,
 ) -> InfrastructureInfo:
     """Store an infrastructure, under an id that was made for it, and the nodes that were ``found`` there.
 
-    If it is the machine of this director, only the director at ``home`` will work on it.
+    If it is the machine of this director, only the director at ``home`` will work on it. ``access``: see
+    ``AttachInfrastructure``.
 
     Raises:
         IllegalState: the name was taken meanwhile. InvalidRequest: two nodes of one name.
+        NotFound: a user of ``access``. PermissionDenied: only an admin gives access to everybody.
     """
     check_attach(tx, caller, name)
     if len({node.name for node in found}) != len(found):
@@ -89,15 +122,80 @@ def attach(
         for position, node in enumerate(found)
     ]
     tx.execute_many(queries.ADD_NODE, [{"id": new_id(), "updated": tx.now, **values} for values in rows])
+    if access is None:
+        access = (queries.EVERYBODY,) if caller.role is Role.ADMIN else ()
+    for user in access:
+        _grant(tx, caller, row, user)
     tx.notify(WORK)
-    return _info(row, len(found))
+    return _told(tx, caller, row)
 
 
 def infrastructures(tx: Tx, caller: UserCaller) -> InfrastructureList:
     """The caller's infrastructures, by name."""
     counts = {count.infrastructure_id: count.count for count in tx.all(queries.COUNT_NODES, _Count)}
-    rows = tx.all(queries.INFRASTRUCTURES, InfrastructureRow, owner_id=caller.id)
-    return InfrastructureList(infrastructures=tuple(_info(row, counts.get(row.id, 0)) for row in rows))
+    rows = tx.all(queries.VISIBLE_INFRASTRUCTURES, _Visible, owner_id=caller.id)
+    return InfrastructureList(
+        infrastructures=tuple(_info(tx, caller, row, row.owner, counts.get(row.id, 0)) for row in rows)
+    )
+
+
+def share(tx: Tx, caller: UserCaller, name: str, user: str) -> InfrastructureInfo:
+    """Let a user use the caller's infrastructure, or everybody (``*``).
+
+    Raises:
+        NotFound: there is no such infrastructure of the caller's, or no such user.
+        PermissionDenied: only an admin shares with everybody.
+    """
+    row = _own(tx, caller, name)
+    _grant(tx, caller, row, user)
+    return _told(tx, caller, row)
+
+
+def unshare(tx: Tx, caller: UserCaller, name: str, user: str) -> InfrastructureInfo:
+    """Take that back. What runs there runs on.
+
+    Raises:
+        NotFound: there is no such infrastructure of the caller's, or no such user.
+    """
+    row = _own(tx, caller, name)
+    tx.execute(queries.DELETE_GRANT, guard_infrastructure_id=row.id, guard_user_id=_user_id(tx, user))
+    return _told(tx, caller, row)
+
+
+def detach(tx: Tx, caller: UserCaller, name: str, *, drain: bool) -> InfrastructureInfo:
+    """Let an infrastructure go: at once, or with ``drain`` as soon as nothing of any run is left on it.
+
+    Raises:
+        NotFound: there is no such infrastructure of the caller's.
+        IllegalState: runs use it, and it is not to be drained.
+    """
+    row = _own(tx, caller, name)
+    users = tx.all(queries.USING, _Using, infrastructure_id=row.id, never=NEVER)
+    if users and not drain:
+        known = [one.name for one in users if one.owner_id == caller.id]
+        others = len(users) - len(known)
+        said = ", ".join([*known[:10], *([f"{others} of others"] if others else [])])
+        raise IllegalState(
+            f"Infrastructure {name!r} is used by runs: {said}.",
+            advice="Cancel them, wait for them, or detach with drain=True: it then goes when they have ended.",
+        )
+    if users:
+        tx.execute(queries.LEAVE, guard_id=row.id, leaving=tx.now)
+    else:
+        _let_go(tx, row)
+    tx.notify(WORK)
+    return replace(_told(tx, caller, row), state="leaving" if users else "detached")
+
+
+def finish_detaching(tx: Tx) -> bool:
+    """Let go of infrastructures that were to be detached, and have nothing of any run left; whether there were any."""
+    gone = False
+    for infrastructure_id in tx.all(reconcile_queries.LEAVING, _id):
+        row = tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id)
+        if row is not None and not tx.all(queries.USING, _Using, infrastructure_id=row.id, never=NEVER):
+            _let_go(tx, row)
+            gone = True
+    return gone
 
 
 def nodes(tx: Tx, caller: UserCaller) -> NodeList:
@@ -105,9 +203,65 @@ def nodes(tx: Tx, caller: UserCaller) -> NodeList:
     return NodeList(nodes=tuple(tx.all(queries.NODES, _node, owner_id=caller.id)))
 
 
-def _node(infrastructure_id: str, node: Node) -> Node:
+def _node(infrastructure_id: str, owner_id: str, node: Node) -> Node:
     return node
 
 
-def _info(row: InfrastructureRow, count: int) -> InfrastructureInfo:
-    return InfrastructureInfo(name=row.name, kind=row.kind, state=row.state, message=row.message, nodes=count)
+def _id(id: str) -> str:
+    return id
+
+
+def _own(tx: Tx, caller: UserCaller, name: str) -> InfrastructureRow:
+    for row in tx.all(queries.INFRASTRUCTURES, InfrastructureRow, owner_id=caller.id):
+        if row.name == name:
+            return row
+    raise NotFound("There is no such infrastructure of yours.", advice="client.infrastructures.list() lists them.")
+
+
+def _user_id(tx: Tx, name: str) -> str:
+    if name == queries.EVERYBODY:
+        return name
+    row = tx.one(queries.USER_BY_NAME, UserRow, name=name)
+    if row is None:
+        raise NotFound("There is no such user.", advice="Ask the director's admin for the name.")
+    return row.id
+
+
+def _grant(tx: Tx, caller: UserCaller, row: InfrastructureRow, user: str) -> None:
+    if user == queries.EVERYBODY and caller.role is not Role.ADMIN:
+        raise PermissionDenied("Only an admin shares with everybody.", advice="Share with users by their names.")
+    granted = {one.user_id for one in tx.all(queries.GRANTS, _Grant, infrastructure_id=row.id)}
+    user_id = _user_id(tx, user)
+    if user_id not in granted and user_id != row.owner_id:
+        tx.execute(queries.ADD_GRANT, infrastructure_id=row.id, user_id=user_id)
+
+
+def _let_go(tx: Tx, row: InfrastructureRow) -> None:
+    """The row stays, for the deployments that were on it, out of the way and without what opened its nodes."""
+    tx.execute(queries.DELETE_NODES, infrastructure_id=row.id)
+    for statement in (aq.DELETE_AGENTS, aq.DELETE_JOIN_TOKENS, queries.DELETE_GRANTS):
+        tx.execute(statement, guard_infrastructure_id=row.id)
+    name = f"{row.name[:150]}@{row.id}"
+    tx.execute(queries.DETACH, guard_id=row.id, name=name, options=b"", detached=tx.now)
+
+
+def _told(tx: Tx, caller: UserCaller, row: InfrastructureRow) -> InfrastructureInfo:
+    """What its owner is told."""
+    counts = {count.infrastructure_id: count.count for count in tx.all(queries.COUNT_NODES, _Count)}
+    return _info(tx, caller, row, caller.name, counts.get(row.id, 0))
+
+
+def _info(tx: Tx, caller: UserCaller, row: InfrastructureRow, owner: str, count: int) -> InfrastructureInfo:
+    access: tuple[str, ...] = ()
+    if row.owner_id == caller.id:
+        grants = tx.all(queries.GRANTS, _Grant, infrastructure_id=row.id)
+        access = tuple(one.name or one.user_id for one in grants)
+    return InfrastructureInfo(
+        name=row.name,
+        kind=row.kind,
+        state=row.state if row.leaving is None else "leaving",
+        message=row.message,
+        nodes=count,
+        owner=owner,
+        access=access,
+    )

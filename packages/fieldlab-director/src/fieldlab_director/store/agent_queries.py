@@ -26,6 +26,8 @@ AGENT = sa.select(t.agents).where(_agents.id == _p("id"))
 AGENTS = (
     sa.select(t.agents).where(_agents.infrastructure_id == _p("infrastructure_id")).order_by(_agents.joined, _agents.id)
 )
+DELETE_AGENTS = sa.delete(t.agents).where(_agents.infrastructure_id == _p("guard_infrastructure_id"))
+DELETE_JOIN_TOKENS = sa.delete(t.join_tokens).where(_tokens.infrastructure_id == _p("guard_infrastructure_id"))
 DELETE_AGENT = sa.delete(t.agents).where(_agents.id == _p("guard_id"))
 GIVE_CREDENTIAL = _set(t.agents, _agents.id == _p("guard_id"), next_digest=_p("next_digest"), expires=_p("expires"))
 TAKE_CREDENTIAL = _set(

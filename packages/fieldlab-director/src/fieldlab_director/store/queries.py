@@ -81,14 +81,49 @@ TOKEN = (
 
 # --- infrastructures, nodes ------------------------------------------------------------------------------------------
 
+EVERYBODY = "*"
+_granted = (
+    sa.select(t.grants.c.infrastructure_id)
+    .where(t.grants.c.infrastructure_id == t.infrastructures.c.id)
+    .where(t.grants.c.user_id.in_([_p("owner_id"), EVERYBODY]))
+    .exists()
+)
+_THEIRS = sa.and_(
+    t.infrastructures.c.detached.is_(None), sa.or_(t.infrastructures.c.owner_id == _p("owner_id"), _granted)
+)
 INFRASTRUCTURE = sa.select(t.infrastructures).where(t.infrastructures.c.id == _p("id"))
 INFRASTRUCTURES = (
     sa.select(t.infrastructures)
-    .where(t.infrastructures.c.owner_id == _p("owner_id"))
+    .where(t.infrastructures.c.owner_id == _p("owner_id"), t.infrastructures.c.detached.is_(None))
     .order_by(t.infrastructures.c.name)
 )
 COUNT_INFRASTRUCTURES = (
-    sa.select(sa.func.count()).select_from(t.infrastructures).where(t.infrastructures.c.owner_id == _p("owner_id"))
+    sa.select(sa.func.count())
+    .select_from(t.infrastructures)
+    .where(t.infrastructures.c.owner_id == _p("owner_id"), t.infrastructures.c.detached.is_(None))
+)
+VISIBLE_INFRASTRUCTURES = (
+    sa.select(t.infrastructures, t.users.c.name.label("owner"))
+    .join_from(t.infrastructures, t.users)
+    .where(_THEIRS)
+    .order_by(t.infrastructures.c.name)
+)
+GRANTS = (
+    sa.select(t.grants.c.user_id, t.users.c.name)
+    .outerjoin_from(t.grants, t.users, t.grants.c.user_id == t.users.c.id)
+    .where(t.grants.c.infrastructure_id == _p("infrastructure_id"))
+    .order_by(t.users.c.name)
+)
+ADD_GRANT = sa.insert(t.grants)
+DELETE_GRANTS = sa.delete(t.grants).where(t.grants.c.infrastructure_id == _p("guard_infrastructure_id"))
+DELETE_GRANT = sa.delete(t.grants).where(
+    t.grants.c.infrastructure_id == _p("guard_infrastructure_id"), t.grants.c.user_id == _p("guard_user_id")
+)
+LEAVE = sa.update(t.infrastructures).where(t.infrastructures.c.id == _p("guard_id")).values(leaving=_p("leaving"))
+DETACH = (
+    sa.update(t.infrastructures)
+    .where(t.infrastructures.c.id == _p("guard_id"))
+    .values(name=_p("name"), options=_p("options"), leaving=_p("detached"), detached=_p("detached"))
 )
 ALL_INFRASTRUCTURES = sa.select(t.infrastructures).order_by(t.infrastructures.c.created, t.infrastructures.c.id)
 ADD_INFRASTRUCTURE = sa.insert(t.infrastructures)
@@ -104,9 +139,9 @@ DELETE_SECRET = sa.delete(t.secrets).where(
 )
 ADD_NODE = sa.insert(t.nodes)
 NODES = (
-    sa.select(t.nodes.c.infrastructure_id, t.nodes.c.node)
+    sa.select(t.nodes.c.infrastructure_id, t.infrastructures.c.owner_id, t.nodes.c.node)
     .join_from(t.nodes, t.infrastructures)
-    .where(t.infrastructures.c.owner_id == _p("owner_id"))
+    .where(_THEIRS, t.infrastructures.c.leaving.is_(None))
     .order_by(t.infrastructures.c.created, t.infrastructures.c.id, t.nodes.c.position)
 )
 DELETE_NODES = sa.delete(t.nodes).where(t.nodes.c.infrastructure_id == _p("infrastructure_id"))
@@ -194,6 +229,16 @@ GUESTS_OF_OWNER = (  # of whose infrastructures others have deployments
     .where(t.infrastructures.c.owner_id == _p("owner_id"), _e.c.owner_id != _p("owner_id"))
     .distinct()
     .order_by(t.infrastructures.c.name)
+)
+USING = (  # runs that have something on an infrastructure, or will have
+    sa.select(_e.c.owner_id, _e.c.name)
+    .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
+    .where(
+        _d.c.infrastructure_id == _p("infrastructure_id"),
+        sa.or_(_d.c.state.not_in(_DEPLOYMENT_ENDS), _d.c.look_at < _p("never")),
+    )
+    .distinct()
+    .order_by(_e.c.name)
 )
 STANDING = sa.select(_d.c.epoch, _d.c.ended, _d.c.drained).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)

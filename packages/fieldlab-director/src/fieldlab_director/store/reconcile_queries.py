@@ -107,7 +107,7 @@ WATCHED = sa.union_all(
     ),
 )
 
-_OURS = sa.or_(_i.c.home.is_(None), _i.c.home == _p("guard_home"))
+_OURS = sa.and_(_i.c.detached.is_(None), sa.or_(_i.c.home.is_(None), _i.c.home == _p("guard_home")))
 _FREE = sa.or_(_i.c.holder.is_(None), _i.c.held_until <= _p("guard_now"))
 WITHOUT_CHARGE = sa.select(sa.func.count()).select_from(_i).where(_OURS, _FREE)
 TAKE_CHARGE = (
@@ -115,7 +115,10 @@ TAKE_CHARGE = (
     .where(_OURS, sa.or_(_FREE, _i.c.holder == _p("guard_holder")))
     .values(holder=_p("holder"), held_until=_p("until"))
 )
-IN_CHARGE = sa.select(_i.c.id).where(_i.c.holder == _p("holder")).order_by(_i.c.created, _i.c.id)
+IN_CHARGE = (
+    sa.select(_i.c.id).where(_i.c.holder == _p("holder"), _i.c.detached.is_(None)).order_by(_i.c.created, _i.c.id)
+)
+LEAVING = sa.select(_i.c.id).where(_i.c.leaving.is_not(None), _i.c.detached.is_(None))
 LET_GO = sa.update(_i).where(_i.c.holder.like(_p("guard_holder"))).values(holder=None, held_until=None)
 BRING_HOME = sa.update(_i).where(_i.c.home.is_not(None)).values(home=_p("home"))
 NODES_OF = sa.select(_n.c.node).where(_n.c.infrastructure_id == _p("infrastructure_id")).order_by(_n.c.position)

@@ -39,6 +39,8 @@ class InfrastructureRow:
     home: str | None = None
     holder: str | None = None
     held_until: float | None = None
+    leaving: float | None = None
+    detached: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

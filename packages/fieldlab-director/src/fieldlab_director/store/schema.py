@@ -28,6 +28,7 @@ __all__ = [
     "deployments",
     "events",
     "experiments",
+    "grants",
     "holds",
     "idempotency",
     "infrastructures",
@@ -150,7 +151,16 @@ infrastructures = sa.Table(
     sa.Column("home", _ID),  # the one director that can reach it; none: each that shares the database
     sa.Column("holder", _ID),  # the director that works on it now
     sa.Column("held_until", _TIME),
+    sa.Column("leaving", _TIME),  # since when it takes no new deployments, because it is to be detached
+    sa.Column("detached", _TIME),  # since when it is gone; the row stays, for the deployments that were on it
     sa.UniqueConstraint("owner_id", "name"),
+)
+
+grants = sa.Table(  # who may use an infrastructure beside its owner
+    "grants",
+    metadata,
+    sa.Column("infrastructure_id", _ID, _to("infrastructures.id"), primary_key=True),
+    sa.Column("user_id", _ID, primary_key=True),  # or "*": everybody. No foreign key, for the sake of that
 )
 
 secrets = sa.Table(

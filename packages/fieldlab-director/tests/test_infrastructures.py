@@ -1,0 +1,146 @@
+"""Infrastructures among users: who may use one, how it is shared, and how it is let go."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from fieldlab_common.accounts import Role
+from fieldlab_common.lifecycle import DeploymentState as D
+from fieldlab_director.services import infrastructures
+from fieldlab_director.store import schema
+
+_named = itertools.count()
+
+
+class People:
+    """An owner with an infrastructure of one node, and another user."""
+
+    def __init__(self, lab: Any, make_user: Any) -> None:
+        self.lab = lab
+        self.owner, self.other = make_user("owner"), make_user("other")
+        self.owner.become(Role.MEMBER)
+        self.other.become(Role.MEMBER)
+        self.node = f"n{next(_named)}"
+        self.name = f"lab-{self.node}"
+
+    def attach(self, **more: Any) -> Any:
+        spec = {"kind": "fleet", "body": {"nodes": [self.node]}}
+        return self.owner.http.post("/v1/infrastructures", json={"name": self.name, "spec": spec, **more})
+
+    def share(self, user: str) -> Any:
+        return self.owner.http.put(f"/v1/infrastructures/{self.name}/access/{user}", json={})
+
+    def unshare(self, user: str) -> Any:
+        return self.owner.http.delete(f"/v1/infrastructures/{self.name}/access/{user}")
+
+    def detach(self, **query: Any) -> Any:
+        return self.owner.http.delete(f"/v1/infrastructures/{self.name}", params=query)
+
+    def sees(self, user: Any) -> bool:
+        nodes = {node["name"] for node in user.http.get("/v1/nodes").json()["nodes"]}
+        listed = {one["name"] for one in user.http.get("/v1/infrastructures").json()["infrastructures"]}
+        assert (self.node in nodes) is (self.name in listed)
+        return self.node in nodes
+
+    def submit(self, user: Any) -> Any:
+        spec = {"name": "a", "node": self.node, "environment": {"kind": "host"}, "graph": user.put(b"{}")}
+        return user.http.post("/v1/experiments", json={"name": f"e{next(_named)}", "deployments": [spec]})
+
+    def info(self, user: Any) -> Any:
+        listed = user.http.get("/v1/infrastructures").json()["infrastructures"]
+        return next(one for one in listed if one["name"] == self.name)
+
+
+@pytest.fixture
+def people(lab: Any, make_user: Any) -> People:
+    return People(lab, make_user)
+
+
+def test_what_a_member_attaches_is_that_members_alone(people: People) -> None:
+    assert people.attach().status_code == 201
+    assert (people.sees(people.owner), people.sees(people.other)) == (True, False)
+    assert people.submit(people.other).status_code == 404
+    assert people.submit(people.owner).status_code == 202
+
+
+def test_what_an_admin_attaches_is_for_everybody_unless_users_are_named(people: People) -> None:
+    people.owner.become(Role.ADMIN)
+    assert people.attach().json()["access"] == ["*"]
+    assert people.sees(people.other)
+    assert people.submit(people.other).status_code == 202
+    assert people.unshare("*").json()["access"] == []
+    assert not people.sees(people.other)
+
+
+@pytest.mark.parametrize(("access", "seen"), [([], False), (["other"], True)])
+def test_who_attaches_says_who_may_use_it(people: People, access: list[str], seen: bool) -> None:
+    people.owner.become(Role.ADMIN)
+    named = [people.other.name if name == "other" else name for name in access]
+    assert people.attach(access=named).json()["access"] == named
+    assert people.sees(people.other) is seen
+
+
+def test_what_is_shared_may_be_used_and_not_changed(people: People) -> None:
+    people.attach()
+    assert people.share(people.other.name).json()["access"] == [people.other.name]
+    assert people.share(people.other.name).json()["access"] == [people.other.name]
+    assert people.sees(people.other)
+    assert people.submit(people.other).status_code == 202
+    told = people.info(people.other)
+    assert (told["owner"], told["access"]) == (people.owner.name, [])
+    path = f"/v1/infrastructures/{people.name}"
+    assert people.other.http.delete(path).status_code == 404
+    assert people.other.http.put(f"{path}/access/{people.owner.name}", json={}).status_code == 404
+    assert people.unshare(people.other.name).json()["access"] == []
+    assert not people.sees(people.other)
+
+
+def test_a_member_cannot_share_with_everybody_nor_with_nobody(people: People) -> None:
+    people.attach()
+    assert people.share("*").status_code == 403
+    assert people.share("nobody-of-that-name").status_code == 404
+    assert people.attach(access=["nobody-of-that-name"]).status_code == 409
+
+
+def test_it_is_not_let_go_while_runs_use_it_and_names_them(people: People) -> None:
+    people.attach()
+    people.share(people.other.name)
+    run = people.submit(people.owner).json()["name"]
+    people.submit(people.other)
+    refused = people.detach()
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_state")
+    assert f"used by runs: {run}, 1 of others" in refused.json()["detail"]
+    assert people.sees(people.owner)
+
+
+def test_what_is_drained_takes_no_new_run_and_goes_with_the_last(people: People) -> None:
+    people.attach()
+    experiment = people.submit(people.owner).json()["id"]
+    assert people.detach(drain=True).json()["state"] == "leaving"
+    assert people.info(people.owner)["state"] == "leaving"
+    assert people.submit(people.owner).status_code == 404
+    assert people.lab.write(infrastructures.finish_detaching) is False
+    row = people.lab.move(people.lab.row(experiment), D.PREPARING, D.FAILED)
+    table = schema.deployments
+    people.lab.write(
+        lambda tx: tx.execute(table.update().where(table.c.id == row.id).values(look_at=infrastructures.NEVER))
+    )
+    assert people.lab.write(infrastructures.finish_detaching) is True
+    assert not people.sees(people.owner)
+    told = people.owner.http.get(f"/v1/experiments/{experiment}").json()
+    assert [one["node"] for one in told["deployments"]] == [people.node]
+
+
+def test_what_was_let_go_keeps_no_credentials_and_gives_its_name_back(people: People) -> None:
+    people.attach()
+    assert people.detach().json()["state"] == "detached"
+    table = schema.infrastructures
+    kept = people.lab.write(
+        lambda tx: tx.all(table.select().where(table.c.name.startswith(people.name)), lambda **row: row)
+    )
+    assert [row["options"] for row in kept] == [b""]
+    assert people.detach().status_code == 404
+    assert people.attach().status_code == 201
+    assert people.sees(people.owner)
