@@ -111,6 +111,19 @@ def test_a_journal_that_lost_nothing_goes_on_without_a_word(ada, lab, make_lab, 
     assert [entry["number"] for entry in read(user, experiment)["records"]] == [1, 2]
 
 
+def test_a_database_that_was_restored_by_other_means_is_made_ready_likewise(ada, postgres, make_lab, capsys, tmp_path):
+    url = postgres.make()
+    lab = make_lab(ada.lab.settings.limits, data=tmp_path / "data", database_url=url)
+    user = lab.user("ada", "admin")
+    user.post("/v1/infrastructures", json={"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1"]}}})
+    executor = lab.launch(replace(ada, lab=lab, http=user).experiment())
+    executor.claim()
+    assert executor.report(log(7), lane="bulk").json()["acked"] == 0
+    assert main(["restored", "--data", str(tmp_path / "data"), "--database", url]) == 0
+    assert "may go on" in capsys.readouterr().out
+    assert executor.report(log(7), lane="bulk").json()["acked"] == 7
+
+
 def test_a_director_that_was_restored_without_its_key_says_so(lab, elsewhere, tmp_path):
     take(lab, tmp_path / "backup")
     put_back(tmp_path / "backup", elsewhere)

@@ -18,7 +18,7 @@ __all__ = ["add_places", "add_upkeep", "settings_of"]
 
 
 def add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``migrate``, ``gc``, ``backup`` and ``restore`` to the command line."""
+    """Add ``migrate``, ``gc``, ``backup``, ``restore`` and ``restored`` to the command line."""
     migrate = _command(commands, "migrate", _migrate, "bring the database to the tables of this release")
     migrate.add_argument("--show", action="store_true", help="only say what would be done")
     _command(commands, "gc", _sweep, "remove blobs that nothing refers to, and uploads that nobody goes on with")
@@ -26,6 +26,8 @@ def add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     keep.add_argument("target", type=Path, metavar="FOLDER", help="a new folder")
     back = _command(commands, "restore", _restore, "make a data folder of a backup")
     back.add_argument("source", type=Path, metavar="FOLDER", help="the backup's")
+    what = "say that the database was restored by other means (pg_restore), before directors start on it"
+    _command(commands, "restored", _restored, what)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -104,11 +106,21 @@ def _restore(options: argparse.Namespace) -> str:
     return said
 
 
+def _restored(options: argparse.Namespace) -> str:
+    from fieldlab_director.store.backup import mark_restored
+    from fieldlab_director.store.databases import Database
+
+    settings = settings_of(options)
+    mark_restored(Database(path=settings.database, url=settings.database_url))
+    return "Executors and readers that know more than the database may go on."
+
+
 def _on_sqlite(options: argparse.Namespace) -> Settings:
     settings = settings_of(options)
     if settings.database_url is not None:
         raise ConfigurationError(
-            "A database on PostgreSQL is backed up with its own tools.", advice="Use pg_dump and pg_restore."
+            "A database on PostgreSQL is backed up with its own tools.",
+            advice="Use pg_dump and pg_restore, then: fieldlab-director restored.",
         )
     return settings
 

@@ -26,10 +26,10 @@ from fieldlab_common.errors import ConfigurationError
 
 from fieldlab_director.store.databases import Database
 from fieldlab_director.store.disk import sync_folder
+from fieldlab_director.store.schema import LEAP
 
-__all__ = ["Backup", "backup", "restore"]
+__all__ = ["Backup", "backup", "mark_restored", "restore"]
 
-LEAP = 1_000_000  # more events, or records, than an experiment can have had between a backup and its loss
 _DATABASE, _BLOBS, _MANIFEST = "director.db", "blobs", "backup.json"
 _FORM = 1
 
@@ -89,16 +89,24 @@ def restore(source: Path, database: Path, blobs: Path | None) -> Backup:
         shutil.copyfile(source / _DATABASE, written)
         with closing(sqlite3.connect(written)) as copy:
             _check(copy, source)
-        Database(path=written).upgrade()
-        with Database(path=written).engine() as engine, engine.begin() as connection:
-            connection.execute(sa.text("UPDATE journals SET restored = true"))
-            leap = {"leap": LEAP}
-            moved = "last_event = last_event + :leap, last_record = last_record + :leap"
-            connection.execute(sa.text(f"UPDATE experiments SET {moved}"), leap)
+        mark_restored(Database(path=written))
         _settle(written)
         os.replace(written, database)
         sync_folder(database.parent)
     return made
+
+
+def mark_restored(database: Database) -> None:
+    """Ready a database that was restored, by whatever means, for those who know more than it does.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+    database.upgrade()
+    moved = "last_event = last_event + :leap, last_record = last_record + :leap"
+    with database.engine() as engine, engine.begin() as connection:
+        connection.execute(sa.text("UPDATE journals SET restored = true"))
+        connection.execute(sa.text(f"UPDATE experiments SET {moved}"), {"leap": LEAP})
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fieldlab_common.errors import ConfigurationError
 
 from fieldlab_director.store import migrations
 from fieldlab_director.store.base import Store
-from fieldlab_director.store.sqlite import SqliteStore, engine_for_migration
+from fieldlab_director.store.sqlite import SqliteStore, check_sound, engine_for_migration
 
 __all__ = ["Database"]
 
@@ -34,6 +34,7 @@ class Database:
         """
         await asyncio.to_thread(self.upgrade)
         if self.url is None:
+            await asyncio.to_thread(check_sound, self.path)
             return SqliteStore(self.path, clock=clock or time.time)
         from fieldlab_director.store.postgres import PostgresStore
 

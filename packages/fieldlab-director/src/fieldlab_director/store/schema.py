@@ -17,6 +17,7 @@ from fieldlab_common.node import Node
 from fieldlab_common.protocol import DeploymentSpec, Ended, ExperimentSettings, Lane
 
 __all__ = [
+    "LEAP",
     "Message",
     "Named",
     "agent_calls",
@@ -91,6 +92,8 @@ metadata = sa.MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     }
 )
+
+LEAP = 2**40  # the numbers of events and records leap by so much at each restore (``backup``); 2**13 of them have room
 
 _ID, _NAME, _DIGEST, _TIME = sa.String(40), sa.String(200), sa.String(64), sa.Float(53)
 _COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up in INTEGER columns only

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +33,9 @@ T = TypeVar("T")
 GROUP = 256  # at most so many commands share a commit
 QUEUE = 10_000  # more than so many commands waiting: the next is refused
 READERS = 4
+QUESTION_SECONDS = 30.0  # a question that takes longer is given up: the log of writes cannot be reused before it ends
+WAL_BYTES = 64 * 1024 * 1024  # of the log of writes that are kept on disk once it was copied into the database
+CHECK_SECONDS = 1.0  # of looking for damage at the start, however large the database
 BUSY_SECONDS = 10.0  # how long another process (a command line) may hold the database before a command is refused
 
 
@@ -55,7 +60,7 @@ class SqliteStore:
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
         self.notifier = Notifier()
         self._clock = clock
-        self._writer = _engine(path, "PRAGMA synchronous=FULL")
+        self._writer = _engine(path, "PRAGMA synchronous=FULL", f"PRAGMA journal_size_limit={WAL_BYTES}")
         self._reader = _engine(path, "PRAGMA query_only=ON")
         self._queue: queue.Queue[_Command | None] = queue.Queue(QUEUE)
         self._closed = False
@@ -94,7 +99,7 @@ class SqliteStore:
 
     def _ask(self, fn: Callable[[Tx], T]) -> T:
         try:
-            with self._reader.begin() as connection:
+            with self._reader.begin() as connection, _given_up_after(connection, QUESTION_SECONDS):
                 return fn(Tx(connection, self._clock()))
         except sa.exc.OperationalError as error:
             raise _unavailable(error) from error
@@ -173,6 +178,39 @@ def _unavailable(error: sa.exc.SQLAlchemyError) -> Unavailable:
     unavailable = Unavailable(f"The director's database cannot be used now: {cause}.", advice="Try again in a moment.")
     unavailable.__cause__ = error
     return unavailable
+
+
+@contextmanager
+def _given_up_after(connection: sa.Connection, seconds: float) -> Iterator[None]:
+    raw: Any = connection.connection.dbapi_connection
+    deadline = time.monotonic() + seconds
+    raw.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    try:
+        yield
+    finally:
+        raw.set_progress_handler(None, 0)
+
+
+def check_sound(path: Path | str) -> None:
+    """Look for damage in the database for at most ``CHECK_SECONDS``.
+
+    Raises:
+        ConfigurationError: there is some.
+    """
+    deadline = time.monotonic() + CHECK_SECONDS
+    with closing(sqlite3.connect(str(path), uri=str(path).startswith("file:"))) as connection:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 20_000)
+        try:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.OperationalError as error:
+            found = "ok" if "interrupted" in str(error) else str(error)
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+    if found != "ok":
+        raise ConfigurationError(
+            f"The director's database {path} is damaged: {' '.join(found.split())}.",
+            advice="Put it aside, and run: fieldlab-director restore, with the last backup.",
+        )
 
 
 def _engine(path: Path | str, *pragmas: str) -> sa.Engine:
