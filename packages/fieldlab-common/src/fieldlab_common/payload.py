@@ -66,6 +66,9 @@ PART_BYTES = 32 * 1024  # what is smaller stands in the document, in base64
 NO_ARGUMENTS = _pickled(((), {}), 5)  # the sealed arguments of most steps
 
 
+_Function = types.FunctionType
+
+
 class _Unsealer(Unpickler):
     __slots__ = ("resolve",)
     resolve: Callable[[Reference], Any]
@@ -130,8 +133,9 @@ def make_code(python: tuple[int, int], data: bytes) -> types.CodeType:
 def make_function(code: types.CodeType, names: dict[str, Any]) -> types.FunctionType:
     """A function before ``set_function``; ``names`` are its globals, the same of several that share them."""
     names["__builtins__"] = builtins.__dict__
-    cells = tuple([types.CellType() for _ in code.co_freevars])
-    return types.FunctionType(code, names, None, None, cells)
+    if not code.co_freevars:
+        return _Function(code, names)
+    return _Function(code, names, None, None, tuple([types.CellType() for _ in code.co_freevars]))
 
 
 def set_function(function: Any, state: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Any], Any]) -> None:
@@ -143,12 +147,15 @@ def set_function(function: Any, state: tuple[dict[str, Any], dict[str, Any], dic
     attributes, names, others, values, _ = state
     if attributes:
         function.__dict__.update(attributes)
-    function.__globals__.update(names)
-    for name, value in others.items():
-        setattr(function, name, value)
-    for cell, value in zip(function.__closure__ or (), values, strict=True):
-        if value:
-            cell.cell_contents = value[0]
+    if names:
+        function.__globals__.update(names)
+    if others:
+        for name, value in others.items():
+            setattr(function, name, value)
+    if values:
+        for cell, value in zip(function.__closure__, values, strict=True):
+            if value:
+                cell.cell_contents = value[0]
 
 
 class _Made:
@@ -164,7 +171,7 @@ class _Made:
 def sample() -> bytes:
     """A function that does nothing, as ``seal`` would make it, without what ``seal`` has to load."""
     code = _Made(make_code, sys.version_info[:2], marshal.dumps((lambda: None).__code__, 2))
-    state: Any = ({}, {}, {"__module__": __name__, "__qualname__": "sample"}, [], ())
+    state: Any = ({}, {}, {}, [], ())
     then = (state, None, None, set_function)
     return _pickled(_Made(make_function, code, {"__name__": __name__}, then=then), 5)
 

@@ -56,7 +56,10 @@ def _function(function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[A
     used = members.pop("__globals__")
     submodules = members.pop("_cloudpickle_submodules")  # to be imported with it, for what it does with packages
     del members["__closure__"]
-    others = {name: value for name, value in members.items() if value or name in ("__doc__", "__module__")}
+    plain = payload.make_function(code, dict(names))  # what it is then need not be said
+    others = {name: value for name, value in members.items() if value and value != getattr(plain, name)}
+    if members["__doc__"] is None and plain.__doc__ is not None:
+        others["__doc__"] = None
     values = [_content(cell) for cell in function.__closure__ or ()]
     state = (attributes, used, others, values, submodules)
     return payload.make_function, (code, names), state, None, None, payload.set_function

@@ -235,7 +235,7 @@ class Attempt:
         """The child has left nothing behind, and ends, or waits for its next job: it is not waited for."""
         try:
             cpu, peak = self.result["usage"] if self.result else (0, 0)  # microseconds, KiB
-            self.exit, self.early = Exit(child.pid, 0, cpu / 1e6, peak * 1024), True
+            self.exit, self.early = Exit(child.pid, 0, int(cpu) / 1e6, int(peak) * 1024), True
         except (TypeError, ValueError):  # not what our code sends; its exit will tell
             return
         self._drain_all(child)
@@ -251,8 +251,8 @@ class Attempt:
             self._host.requested(self, header)
 
     def _drain_all(self, child: Warm) -> None:
-        for fd in (child.out, child.err):
-            if self._loop.watches(fd):
+        for fd in child.news():
+            if fd != child.sock and self._loop.watches(fd):
                 self._drain(fd, _LAST_READS)
 
     def _drain(self, fd: int, reads: int) -> None:

@@ -24,6 +24,7 @@ from gc import enable as collect_garbage
 from os import O_RDONLY, _exit, chdir, close, closerange, read, stat, write
 from os import open as open_file
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from sys import modules
 
 from fieldlab_common import payload
 from fieldlab_common.errors import UnpicklableError
@@ -31,7 +32,7 @@ from fieldlab_common.payload import NO_ARGUMENTS, unseal
 
 from fieldlab_executor import ahead, frames
 from fieldlab_executor.failures import MAX_MESSAGE, Failure, reason_of, say, text_of, trace
-from fieldlab_executor.frames import CALL, SHARED
+from fieldlab_executor.frames import CALL, NONE, SHARED, receive
 from fieldlab_executor.given import Given, follow
 
 TYPE_CHECKING = False  # nothing is loaded here that an empty step does not need (``spawner``)
@@ -210,39 +211,43 @@ def serve(given: Given, quiet: Quiet, process: int) -> NoReturn:
 
     ``process`` is the id of this process.
     """
-    job = frames.receive(given.fd)
+    job = receive(given.fd)
     if job is None:
         _exit(0)
     collect_garbage()
-    given.take(job)
-    if given.kind & SHARED:
+    if job[0] & SHARED:
         from fieldlab_executor import worker
 
+        given.take(job)
         worker.serve(given, quiet)
-    made, data = answer(given, quiet)
-    _leave(given, quiet, process, made, data)
-
-
-def _leave(given: Given, quiet: Quiet, process: int, made: dict[str, Any], data: bytes) -> NoReturn:
-    """End the interpreter, and say what is to be said; if nothing of the job is left then, with what it used.
-
-    Such a process has ended for everybody else when its descriptors are closed: no thread is left, no user code can
-    run. What the kernel still has to clean up takes longer than an empty step, and need not be waited for.
-    """
-    if len(sys.modules) > quiet.count:
-        made["loaded"] = ahead.imported(quiet.modules)
-    if end(quiet) and _alone(process):
-        used = getrusage(RUSAGE_SELF)
-        usage = int(1e6 * (used[0] + used[1])), used[2]
-        fd = given.fd
-        closerange(3, fd)
-        closerange(fd + 1, MAX_DESCRIPTOR)
+    made, data, usage = _do(given, quiet, process, job)
+    if usage is not None:
+        closerange(3, given.fd)
+        closerange(given.fd + 1, MAX_DESCRIPTOR)
         if not made:
-            write(fd, frames.NONE % usage)
+            write(given.fd, NONE % usage)
             _exit(0)
         made["usage"] = usage
     given.finish(made, data)
     _exit(0)
+
+
+def _do(
+    given: Given, quiet: Quiet, process: int, job: frames.Job
+) -> tuple[dict[str, Any], bytes, tuple[int, int] | None]:
+    """Do a job and end the interpreter: what is to be said, and what the job used if nothing of it is left.
+
+    Such a process has ended for everybody else when its descriptors are closed: no thread is left, no user code can
+    run. What the kernel still has to clean up takes longer than an empty step, and need not be waited for.
+    """
+    given.take(job)
+    made, data = answer(given, quiet)
+    if len(modules) > quiet.count:
+        made["loaded"] = ahead.imported(quiet.modules)
+    if not (end(quiet) and _alone(process)):
+        return made, data, None
+    used = getrusage(RUSAGE_SELF)
+    return made, data, (int(1e6 * (used[0] + used[1])), used[2])
 
 
 def rehearse(root: str, inline: int, quiet: Quiet) -> None:
@@ -252,17 +257,14 @@ def rehearse(root: str, inline: int, quiet: Quiet) -> None:
     were not done here before, on pages that are copied for it.
     """
     ours, theirs = _socket.socketpair()
-    back = os.getcwd()
+    back, process = os.getcwd(), os.getpid()
     given = Given(root, inline)
     given.fd = theirs.fileno()
     frame = frames.tell((CALL, 0, "", 1, None, payload.sample(), NO_ARGUMENTS, root, None))
     for _ in range(REHEARSALS):
         ours.send(frame)
-        given.take(frames.receive(given.fd))
-        answer(given, quiet)
-        end(quiet)
-        _alone(os.getpid())
-        write(given.fd, frames.NONE % (0, getrusage(RUSAGE_SELF)[2]))
+        _, _, usage = _do(given, quiet, process, receive(given.fd))
+        write(given.fd, NONE % (usage or (0, 0)))
         ours.recv(len(frame))
     os.chdir(back)
     ours.close()

@@ -11,6 +11,7 @@ Invariant: a length over ``MAX_FRAME`` is refused before anything is kept, so th
 
 from __future__ import annotations
 
+import functools
 import marshal
 import struct
 from marshal import loads as _loads
@@ -21,7 +22,7 @@ from fieldlab_common.errors import InvalidMessage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     Frame = tuple[dict[str, Any], bytes]
@@ -94,11 +95,16 @@ def tell(header: dict[str, Any] | list[str] | Job) -> bytes:
     return _HEAD.pack(len(head), 0) + head
 
 
-def _parse(head: bytes) -> dict[str, Any]:
+@functools.cache
+def _reader() -> Callable[[str], tuple[Any, int]]:
     import json  # whom a child tells something has it
 
+    return json.JSONDecoder().raw_decode
+
+
+def _parse(head: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(head)
+        header = _reader()(head.decode())[0]
     except ValueError as error:
         raise InvalidMessage(f"A frame's header is not JSON: {error}.") from error
     if type(header) is not dict:

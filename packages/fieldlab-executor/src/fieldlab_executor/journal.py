@@ -115,6 +115,7 @@ class _Spool:
     written: int = 0  # the last number given out
     synced: int = 0
     acked: int = 0
+    note: int | None = None  # the descriptor of the file that says what was acknowledged
     size: int = 0
     dropped: int = 0  # bytes that were dropped, of numbers up to `gap`
     gap: int = 0
@@ -301,6 +302,9 @@ class Journal:
             for descriptor in spool.closing:
                 os.close(descriptor)
             spool.closing = []
+            if spool.note is not None:
+                os.close(spool.note)
+                spool.note = None
 
     # --- opening
 
@@ -439,9 +443,11 @@ class Journal:
 
     def _save_acked(self, spool: _Spool) -> None:
         # Not synced, and it may fail: a number that is too low makes the director pass over what it has already.
+        # Always of one length, into one file that stays open: to cut a file and write it anew costs more than a step.
         try:
-            with open(os.path.join(spool.path, "acked"), "w", encoding="ascii") as file:
-                file.write(f"{spool.acked} {spool.dropped}\n")
+            if spool.note is None:
+                spool.note = os.open(os.path.join(spool.path, "acked"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.pwrite(spool.note, b"%20d %20d\n" % (spool.acked, spool.dropped), 0)
         except OSError:
             return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -25,7 +26,7 @@ from fieldlab_executor.room import Room, files, room
 __all__ = ["Exit", "Job", "Pool", "Taker", "Takers", "Warm", "wait_for"]
 
 _WARM = 2
-_MOST_AT_ONCE = 16  # forks asked for and not yet done
+_SOME, _MOST_AT_ONCE = 4, 16  # forks asked for and not yet done: fewer than some, and more are asked for, up to most
 _RETRY = 0.2  # seconds until a fork that failed is tried again
 _MAX_PACKET = 8192
 _BESIDE = socket.CMSG_SPACE(frames.FDS.size)
@@ -50,14 +51,16 @@ class Warm:
     Its descriptors are watched from its first job on, because most children have only one, and until it is closed.
     """
 
-    __slots__ = ("_closed", "_loop", "err", "job", "out", "pid", "sock")
+    __slots__ = ("_closed", "_loop", "_poll", "err", "job", "out", "pid", "sock")
 
     def __init__(self, loop: Loop, closed: Callable[[], None], pid: int, sock: int, out: int, err: int) -> None:
         self._loop, self._closed = loop, closed
         self.pid, self.sock, self.out, self.err = pid, sock, out, err
         self.job: Job | None = None
+        self._poll = select.poll()
         for fd in (sock, out, err):
             os.set_blocking(fd, False)
+            self._poll.register(fd, select.POLLIN)
 
     def begin(self, job: Job) -> None:
         """Let ``job`` hear of it."""
@@ -78,6 +81,10 @@ class Warm:
             self.job.printed(fd)
         elif not _has_more(fd):
             self._loop.unwatch(fd)
+
+    def news(self) -> list[int]:
+        """Those of its descriptors that have something to read now, be it their end: to try each would cost more."""
+        return [fd for fd, _ in self._poll.poll(0)]
 
     def close(self) -> None:
         """Give its descriptors back; the child sees the end of its socket and leaves."""
@@ -152,6 +159,7 @@ class Pool:
         self._warm: deque[Warm] = deque()
         self.takers = Takers()
         self._asked = 0
+        self._more = 0
         self._control: socket.socket | None = None
         self.pid = 0
 
@@ -197,13 +205,17 @@ class Pool:
             self._warm.popleft().close()
 
     def _ask(self) -> None:
-        wanted = min(_WARM + len(self.takers) - len(self._warm), _MOST_AT_ONCE) - self._asked
+        """Have children forked, several at a time: what the first has the spawner copy, the next finds copied."""
+        short = _WARM + len(self.takers) - len(self._warm) - self._asked
+        if short <= 0 or self._asked >= _SOME or self._control is None or self._retry is not None:
+            return
         space = self.room.most - self._open - self._asked
-        if wanted > 0 and space < wanted and self.takers and not self._warm:
+        if space < short and self.takers and not self._warm:
             self._on_full(self.room)
-        wanted = min(wanted, space)
-        if wanted > 0 and self._control is not None and self._retry is None:
+        wanted = min(short + self._more, _MOST_AT_ONCE - self._asked, space)
+        if wanted > 0:
             self._asked += wanted
+            self._more = 1  # from now on; an executor that has nothing to do keeps no more than it may need
             self._send(frames.FORK.pack(b"F", wanted))
 
     def _freed(self) -> None:

@@ -23,10 +23,12 @@ import select
 import sys
 import time
 from _signal import SIG_DFL, SIG_SETMASK, SIGCHLD, pthread_sigmask, set_wakeup_fd, signal
-from os import O_WRONLY, close, dup2, fork, getpid, putenv, setsid, write
+from os import O_WRONLY, WNOHANG, close, dup2, fork, getpid, pread, putenv, setsid, wait4, write
 from os import open as open_file
 
 from fieldlab_executor import ahead, child, forkhooks, frames, processes
+from fieldlab_executor.child import serve
+from fieldlab_executor.forkhooks import collected
 from fieldlab_executor.given import Given
 
 TYPE_CHECKING = False
@@ -58,12 +60,11 @@ class Spawner:
         self._quiet = child.Quiet()
         self._known: set[int] = set()
         self._variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
-        self._pid = os.getpid()
-        self._children = f"/proc/self/task/{self._pid}/children"
+        self._children = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        self._inherited = (self._wake, self._waker, control.fileno())
+        self._inherited = (self._wake, self._waker, self._children, control.fileno())
         set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal(SIGCHLD, _heard)
         pthread_sigmask(SIG_SETMASK, _KEPT_BACK)
@@ -109,7 +110,10 @@ class Spawner:
         try:
             pid = fork()
             if not pid:
-                self._become_child(sock_end, out_end, err_end, (sock, out, err, out_end, err_end))
+                others = (sock, out, err, out_end, err_end, *self._inherited)
+                _become_child(
+                    self._given, self._quiet, self._variables, self._spared, sock_end, out_end, err_end, others
+                )
             self._known.add(pid)
             fds = frames.FDS.pack(sock, out, err)
             self._control.sendmsg([frames.CHILD.pack(b"C", pid)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
@@ -117,56 +121,66 @@ class Spawner:
             for fd in (sock, sock_end, out, out_end, err, err_end):
                 close(fd)
 
-    def _become_child(self, sock: int, out: int, err: int, others: tuple[int, ...]) -> NoReturn:
-        try:
-            # What `signal` puts around `_signal`, enumerations, is more memory to be copied than all the rest here.
-            set_wakeup_fd(-1)
-            signal(SIGCHLD, SIG_DFL)
-            pthread_sigmask(SIG_SETMASK, ())
-            setsid()
-            pid = getpid()
-            mark = b"%d" % pid
-            putenv(_ATTEMPT, mark)
-            self._variables[_ATTEMPT] = mark  # as os.environ would, without its encoding and decoding
-            comm = open_file("/proc/self/comm", O_WRONLY)
-            write(comm, b"fl:" + mark)  # as processes.mark has it
-            close(comm)
-            if self._spared:
-                _spare_others()
-            dup2(out, 1)
-            dup2(err, 2)
-            for fd in others:
-                close(fd)
-            for fd in self._inherited:
-                close(fd)
-            if forkhooks.collected:
-                forkhooks.register()
-            self._given.fd = sock
-            child.serve(self._given, self._quiet, pid)
-        except BaseException:  # noqa: BLE001 - nothing of a child may ever run the spawner's own loop
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(70)
-
     def _reap(self) -> None:
+        ended = []
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = wait4(-1, WNOHANG)
             except ChildProcessError:
-                return
+                break
             if not pid:
-                return
+                break
             self._known.discard(pid)
-            packet = frames.EXIT.pack(b"X", pid, status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
-            orphans = self._orphans()
-            self._control.send(packet + b"".join(map(frames.ORPHAN.pack, orphans)))
+            ended.append(frames.EXIT.pack(b"X", pid, status, usage[0] + usage[1], usage[2]))
+        if ended:
+            orphans = b"".join(map(frames.ORPHAN.pack, self._orphans()))
+            for packet in ended:
+                self._control.send(packet + orphans)
 
     def _orphans(self) -> list[int]:
         """Children that it did not fork: what processes of steps left behind."""
-        fd = os.open(self._children, os.O_RDONLY)
-        listed = os.read(fd, 65536)
-        os.close(fd)
+        listed = pread(self._children, 65536, 0)
         return [pid for pid in map(int, listed.split()) if pid not in self._known][:MAX_ORPHANS]
+
+
+def _become_child(
+    given: Given,
+    quiet: child.Quiet,
+    variables: dict[bytes, bytes],
+    spared: bool,
+    sock: int,
+    out: int,
+    err: int,
+    others: tuple[int, ...],
+) -> NoReturn:
+    """In the fork: a session, marks, descriptors; then wait for a job. Its arguments cost less than attributes do."""
+    try:
+        # What `signal` puts around `_signal`, enumerations, is more memory to be copied than all the rest here.
+        set_wakeup_fd(-1)
+        signal(SIGCHLD, SIG_DFL)
+        pthread_sigmask(SIG_SETMASK, ())
+        setsid()
+        pid = getpid()
+        mark = b"%d" % pid
+        putenv(_ATTEMPT, mark)
+        variables[_ATTEMPT] = mark  # as os.environ would, without its encoding and decoding
+        comm = open_file("/proc/self/comm", O_WRONLY)
+        write(comm, b"fl:" + mark)  # as processes.mark has it
+        close(comm)
+        if spared:
+            _spare_others()
+        dup2(out, 1)
+        dup2(err, 2)
+        for fd in others:
+            close(fd)
+        if collected:
+            forkhooks.register()
+        given.fd = sock
+        serve(given, quiet, pid)
+    except BaseException:  # noqa: BLE001 - nothing of a child may ever run the spawner's own loop
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(70)
 
 
 def _spare_others() -> None:

@@ -52,6 +52,7 @@ from fieldlab_executor.learned import Learned
 from fieldlab_executor.limits import Limits, Watch
 from fieldlab_executor.loop import Loop, Timer
 from fieldlab_executor.pool import Exit, Pool, Warm, wait_for
+from fieldlab_executor.reports import step_record
 from fieldlab_executor.room import Room, room
 from fieldlab_executor.secrets import Secrets
 from fieldlab_executor.slots import places
@@ -244,11 +245,9 @@ class Supervisor:
         """Append a record; its number."""
         if lane is Lane.CONTROL:
             self._write_out()
-        return self._append(lane, [self._framed(kind, body)], [getattr(body, "step", None) or ""])
-
-    def _framed(self, kind: str, body: Any) -> bytes:
         # A protocol.Record, as wire.dumps makes it; written out, because the body would be gone through twice.
-        return to_text({"kind": kind, "at": self.now(), "body": encode(body)}).encode(errors="replace")
+        data = to_text({"kind": kind, "at": self.now(), "body": encode(body)}).encode(errors="replace")
+        return self._append(lane, [data], [getattr(body, "step", None) or ""])
 
     def _write_out(self) -> None:
         """Append what the machine reported in this round: before anything that follows from it is begun."""
@@ -297,7 +296,7 @@ class Supervisor:
 
     def _report(self, effect: m.Report) -> None:
         self._known.reported(effect.record, effect.handle)
-        self._reported.append((effect.record.step, self._framed("step", effect.record)))
+        self._reported.append((effect.record.step, step_record(effect.record, self.now())))
         if len(self._reported) >= MAX_REPORTED:
             self._write_out()
 

@@ -10,7 +10,6 @@ no more than ``most`` idle ones; a worker that died is never given a job that it
 
 from __future__ import annotations
 
-import os
 from collections import deque
 
 from fieldlab_executor.pool import Pool, Taker, Takers, Warm
@@ -34,7 +33,7 @@ class Workers:
         """Give ``taker`` a worker, now or as soon as one is free."""
         while self._idle and not self.takers:
             child = self._idle.pop()  # the one that is warmest
-            if _waits(child):
+            if child.sock not in child.news():  # it is alive and silent, as one that waits for a job is
                 taker(child)
                 return
             self._dismiss(child)
@@ -93,14 +92,3 @@ class Workers:
         """Let a worker go: it sees the end of its socket and leaves."""
         self._pids.discard(child.pid)
         child.close()
-
-
-def _waits(child: Warm) -> bool:
-    """Whether it is alive and silent, as a worker that waits for a job is."""
-    try:
-        os.read(child.sock, 1)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
