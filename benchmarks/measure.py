@@ -181,6 +181,11 @@ def per_step(found: Mapping[str, float]) -> float:
     return 1000 * found["per_step"]
 
 
+def processor(found: Mapping[str, float]) -> float:
+    """Milliseconds of the processor per step of what ``peers.difference`` found."""
+    return 1000 * found["cpu"]
+
+
 def program(name: str, *arguments: str) -> Any:
     """What one of ``programs.py`` prints, on this interpreter."""
     return json.loads(run([sys.executable, PROGRAMS, name, *arguments], env=ours()))

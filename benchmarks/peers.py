@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -24,16 +25,23 @@ Run = Callable[[int], None]  # run so many tasks, and return when all have ended
 
 
 def difference(run: Run, short: int = SHORT, long: int = LONG) -> dict[str, float]:
-    """Seconds per task, as (t(long) - t(short)) / (long - short)."""
+    """Seconds per task, as (t(long) - t(short)) / (long - short); ``cpu``: of the processor, for whoever has ended."""
 
-    def seconds(count: int) -> float:
-        begun = time.perf_counter()
+    def seconds(count: int) -> tuple[float, float]:
+        begun, used = time.perf_counter(), _processor()
         run(count)
-        return time.perf_counter() - begun
+        return time.perf_counter() - begun, _processor() - used
 
     seconds(3)
-    first, second = seconds(short), seconds(long)
-    return {"short": first, "long": second, "per_step": (second - first) / (long - short)}
+    (first, few), (second, many) = seconds(short), seconds(long)
+    tasks = long - short
+    return {"short": first, "long": second, "per_step": (second - first) / tasks, "cpu": (many - few) / tasks}
+
+
+def _processor() -> float:
+    """Processor seconds of this process, and of all that ended below it and was waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def nothing(*_: object) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import Row, Turns, Unavailable, Versions, peer, peer_environment, per_step, program, work
+from measure import Row, Turns, Unavailable, Versions, peer, peer_environment, per_step, processor, program, work
 
 __all__ = ["chain", "fanout"]
 
@@ -45,11 +45,15 @@ def fanout(rounds: int, versions: Versions) -> list[Row]:
 def _rows(shape: str, name: str, rounds: int, versions: Versions, *, bare: float, shared: float) -> list[Row]:
     folder = work(shape)
     places = (str(folder / str(number)) for number in itertools.count())
-    measures: dict[str, Callable[[], float]] = {
-        "process": lambda: per_step(program("steps", shape, "process", next(places))),
-        "shared": lambda: per_step(program("steps", shape, "shared", next(places))),
-    }
-    measures |= {one: functools.partial(_peer, one, shape, folder, versions) for one in NAMES}
+    costs: dict[str, list[float]] = {one: [] for one in ("process", "shared", BARE)}
+
+    def ours(isolation: str) -> float:
+        found = program("steps", shape, isolation, next(places))
+        costs[isolation].append(processor(found))
+        return per_step(found)
+
+    measures: dict[str, Callable[[], float]] = {one: functools.partial(ours, one) for one in ("process", "shared")}
+    measures |= {one: functools.partial(_peer, one, shape, folder, versions, costs.get(one)) for one in NAMES}
     few = min(rounds, PEER_ROUNDS)
     turns = Turns.take({one: few if NAMES.get(one, ("", ""))[1] else rounds for one in measures}, measures)
     shutil.rmtree(folder)
@@ -72,13 +76,24 @@ def _rows(shape: str, name: str, rounds: int, versions: Versions, *, bare: float
     ahead = [
         row("shared", other, shared if other == POOL else 1.0) for other in NAMES if other not in (BARE, NETUNICORN)
     ]
-    return beside + ahead
+    return beside + ahead + [_cost(name, isolation, costs) for isolation in ("process", "shared")]
 
 
-def _peer(name: str, shape: str, folder: Path, versions: Versions) -> float:
+def _cost(name: str, isolation: str, costs: dict[str, list[float]]) -> Row:
+    """Of all processes together, the client's too: on a busy machine it says more than the time that passed."""
+    label = name if isolation == "process" else name.replace("a step", "a shared step")
+    peer = NAMES[BARE][0]
+    return Row(name=f"processor, {label}", unit="ms", samples=costs[isolation], peer=peer, peer_samples=costs[BARE])
+
+
+def _peer(name: str, shape: str, folder: Path, versions: Versions, costs: list[float] | None) -> float:
+    """A sample; ``costs`` takes that of the processor, where all of the peer's processes end with it."""
     distribution = NAMES[name][1]
     python = peer_environment(distribution, versions) if distribution else Path(sys.executable)
     try:
-        return per_step(peer(name, shape, folder, python))
+        found = peer(name, shape, folder, python)
+        if costs is not None:
+            costs.append(processor(found))
+        return per_step(found)
     except (ValueError, KeyError, IndexError) as error:
         raise Unavailable(f"{name} printed no figures: {error!r}") from error
