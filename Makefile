@@ -13,6 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := 1
 
 PY := .venv/bin/python
+WORKERS ?= 3
 STAMP := .venv/.made-for
 
 # The environment is made again when what it was made from is newer, when its interpreter is gone, and when the checkout was moved.
@@ -38,8 +39,8 @@ demo: $(STAMP) ## Run the main job, examples/quickstart.py, on this machine's ne
 	$(PY) examples/quickstart.py $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run all tests
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests, in three processes; WORKERS=0: in this one
+	$(PY) -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 .PHONY: check
 check: $(STAMP) ## Check format, lint, strict types and the contract on imports
