@@ -42,7 +42,10 @@ _ATTEMPT = processes.ATTEMPT.encode()
 RESERVE = 16 << 20  # bytes beyond a step's limit of memory, for what is to be said when it is reached
 _AGAIN = 11  # EAGAIN, of a fork that failed and does not say why
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
-MAX_PACKET = 1 << 20
+MAX_FIRST, MAX_PACKET = (
+    1 << 20,
+    1 << 16,
+)  # bytes; room for one is made each time, and much of it would cost system calls
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
 
@@ -200,7 +203,7 @@ def _hold(memory: int) -> None:
 def _prepare(fd: int) -> Spawner | None:
     """Wait for the first packet, which says where the deployment is; None if the supervisor left instead."""
     control = _socket.socket(fileno=fd)
-    packet = control.recv(MAX_PACKET)
+    packet = control.recv(MAX_FIRST)
     if not packet:
         return None
     config = frames.told(packet)
