@@ -42,10 +42,8 @@ _ATTEMPT = processes.ATTEMPT.encode()
 RESERVE = 16 << 20  # bytes beyond a step's limit of memory, for what is to be said when it is reached
 _AGAIN = 11  # EAGAIN, of a fork that failed and does not say why
 MAX_ORPHANS = 1000  # told in one packet; the others are told with the next
-MAX_FIRST, MAX_PACKET = (
-    1 << 20,
-    1 << 16,
-)  # bytes; room for one is made each time, and much of it would cost system calls
+MAX_FIRST = 1 << 20  # bytes of the first packet
+MAX_PACKET = 1 << 16  # and of each that follows: room is made for it each time, and for much that costs system calls
 SWEEP = 30.0  # seconds; what is not dead then cannot be killed
 
 
