@@ -15,14 +15,14 @@ from pathlib import Path
 import sqlalchemy as sa
 from fieldlab_common.errors import ConfigurationError
 
-__all__ = ["pending", "revision", "upgrade"]
+__all__ = ["pending", "upgrade"]
 
 _HERE = Path(__file__).parent
 _LOCK = 0x6669656C64  # of PostgreSQL's advisory locks; any number that nobody else on the database uses
 
 
 def upgrade(engine: sa.Engine, to: str = "head") -> None:
-    """Bring the database to the tables of this release; nothing when it has them.
+    """Bring the database to the tables of this release (or of the step ``to``); nothing when it has them.
 
     Raises:
         ConfigurationError: a newer release made this database.
@@ -44,12 +44,6 @@ def pending(engine: sa.Engine) -> list[str]:
     """
     with engine.connect() as connection:
         return [f"{path.name.split('_')[0]}: {_title(path)}" for path in _after(_revision(connection))]
-
-
-def revision(engine: sa.Engine) -> str | None:
-    """The last step that the database has seen; None if it is empty."""
-    with engine.connect() as connection:
-        return _revision(connection)
 
 
 def _after(present: str | None) -> list[Path]:
