@@ -52,7 +52,7 @@ def test_a_blob_of_another_does_not_exist_and_can_be_sent_again(ada, bob):
 
 def test_nodes_and_infrastructures_of_another_are_not_listed(ada, bob, lab):
     carol = lab.user("carol")
-    assert carol.get("/v1/nodes").json() == {"nodes": []}
+    assert carol.get("/v1/nodes").json() == {"nodes": [], "holds": []}
     assert carol.get("/v1/infrastructures").json() == {"infrastructures": []}
     assert [n["name"] for n in bob.http.get("/v1/nodes").json()["nodes"]] == ["n1", "n2"]
 

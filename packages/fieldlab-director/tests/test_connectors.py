@@ -18,6 +18,7 @@ import netlab
 import pytest
 from fieldlab_common.environment import Host, Requirements, Venv
 from fieldlab_common.errors import ConnectorError, UnknownConnector
+from fieldlab_common.node import Elastic
 from fieldlab_common.protocol import Launch, Tagged
 from fieldlab_common.wire import encode
 from fieldlab_director.connectors import base as b
@@ -363,6 +364,10 @@ def test_a_chatty_executors_log_stays_bounded(on_site: Callable[[Test], None]) -
         ({"nodes": [{"name": "a"}, {"name": "a"}]}, "two nodes of one name"),
         ({"nodes": [{"properties": {}}]}, "object with a name"),
         ({"hosts": ["a"]}, "no option hosts"),
+        ({"slots": 0}, "slots as a number"),
+        ({"nodes": [{"name": "a", "slots": "two"}]}, "slots as a number"),
+        ({"elastic": 0}, "1 to 1000 elastic"),
+        ({"elastic": 2, "nodes": 2}, "not both"),
         ({"executable": "/nowhere"}, "no executor at /nowhere"),
     ],
 )
@@ -386,6 +391,26 @@ def test_named_nodes_have_their_own_properties(tmp_path: Path, executable: Path)
         options = {"nodes": nodes, "executable": str(STANDIN)}
         found = await fleet.survey("i1", "lab", "local", options)
         assert [(node.name, node.properties["site"]) for node in found] == [("a", "east"), ("b", "x")]
+        await fleet.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"nodes": 2, "slots": 3}, [("local-1", 3, None), ("local-2", 3, None)]),
+        ({"nodes": [{"name": "a", "slots": 2}, {"name": "b"}]}, [("a", 2, None), ("b", 1, None)]),
+        ({"elastic": 4, "prefix": "vm"}, [("vm", 1, Elastic(most=4))]),
+    ],
+)
+def test_nodes_have_the_slots_they_were_given_and_a_template_its_limit(
+    tmp_path: Path, executable: Path, options: dict[str, Any], expected: list[Any]
+) -> None:
+    async def test() -> None:
+        fleet = ConnectorFleet(tmp_path, executable)
+        found = await fleet.survey("i1", "lab", "local", {**options, "executable": str(STANDIN)})
+        assert [(node.name, node.slots, node.elastic) for node in found] == expected
         await fleet.close()
 
     asyncio.run(test())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fieldlab_common.errors import InvalidRequest
 from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.lifecycle import ExperimentState as E
-from fieldlab_common.node import Node
-from fieldlab_common.protocol import CancelRequest, ExperimentInfo, WaitsFor
+from fieldlab_common.node import Availability, Elastic, Node
+from fieldlab_common.protocol import CancelRequest, ExperimentInfo, Hold, NodeList, WaitsFor
 from fieldlab_director.connectors import base as b
-from fieldlab_director.services import experiments, reservation, survey
+from fieldlab_director.services import experiments, infrastructures, reservation, survey
 from fieldlab_director.services.outcome import move
 from fieldlab_director.store import schema
-from fieldlab_director.store.rows import ExperimentRow
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,6 +231,110 @@ def test_a_hanging_preparation_keeps_its_node_only_until_it_is_cancelled(run: Ru
         world.site.act = None
         await world.cancel(first)
         await world.launched(second)
+
+    run(test)
+
+
+# --- nodes as they are seen ------------------------------------------------------------------------------------------
+
+
+async def nodes(world: World) -> NodeList:
+    return await world.store.read(lambda tx: infrastructures.nodes(tx, world.user))
+
+
+async def lists(world: World, row: DeploymentRow, *found: Node) -> None:
+    await world.store.write(lambda tx: survey.reached(tx, row.infrastructure_id, found))
+
+
+def test_a_held_node_is_seen_as_held_by_ones_own_run_and_anothers_run_is_not_named(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment, _ = await world.running("n1")
+        seen = await nodes(world)
+        assert [node.availability.value for node in seen.nodes] == ["held", "available", "available"]
+        hold = Hold(node="n1", infrastructure="lab", since=world.clock.now, run=experiment.name)
+        assert seen.holds == (hold,)
+        await world.become("bob")
+        await world.hand_over("lab")
+        assert (await nodes(world)).holds == (replace(hold, run=None),)
+        told = await info(world, await world.submit("n1"))
+        assert told.waits_for == (WaitsFor(node="n1", since=world.clock.now, others=1),)
+
+    run(test)
+
+
+def test_a_node_that_vanishes_while_it_is_held_stays_listed_as_gone_until_it_is_free(run: Run) -> None:
+    async def test(world: World) -> None:
+        _, row = await world.running("n1")
+        await lists(world, row, Node(name="n2"))
+        seen = {node.name: node for node in (await nodes(world)).nodes}
+        assert sorted(seen) == ["n1", "n2"]
+        assert (seen["n1"].availability, seen["n1"].reason) == (
+            Availability.OFFLINE,
+            "Its infrastructure does not list it any more.",
+        )
+        await world.end(row)
+        world.die(row)
+        await world.did("clean_up")
+        await world.until(lambda: quiet(world))
+        await lists(world, row, Node(name="n2"))
+        assert [node.name for node in (await nodes(world)).nodes] == ["n2"]
+
+    run(test)
+
+
+def test_a_node_that_was_not_looked_at_for_long_is_unknown(run: Run) -> None:
+    async def test(world: World) -> None:
+        await world.loop.stop()
+        world.clock.now += infrastructures.UNHEARD_SECONDS + 1
+        assert {node.availability for node in (await nodes(world)).nodes} == {Availability.UNKNOWN}
+
+    run(test)
+
+
+def elastic(most: int) -> Node:
+    return Node(name="cloud", elastic=Elastic(most=most))
+
+
+def test_elastic_nodes_are_made_under_their_names_up_to_the_limit_and_gone_after_the_run(run: Run) -> None:
+    async def test(world: World) -> None:
+        _, row = await world.running("n1")
+        await lists(world, row, Node(name="n1"), elastic(3))
+        first = await world.submit("cloud-a", "cloud-b", template="cloud")
+        second = await world.submit("cloud-c", "cloud-d", template="cloud")
+        for name in ("cloud-a", "cloud-b"):
+            made = await world.launched(first, name)
+            assert (made.node.name, made.node.template, made.node.elastic) == (name, "cloud", None)
+        await world.reached(second, D.PENDING, D.PENDING)
+        assert (await info(world, second)).waits_for[0].node == "cloud"
+        seen = await nodes(world)
+        assert [node.name for node in seen.nodes] == ["n1", "cloud"]
+        assert {hold.node for hold in seen.holds if hold.template == "cloud"} == {"cloud-a", "cloud-b"}
+        await end(world, first, "cloud-a", "cloud-b")
+        await world.launched(second, "cloud-c")
+
+    run(test)
+
+
+def test_a_run_that_wants_more_than_the_limit_has_them_when_nobody_else_has_any(run: Run) -> None:
+    async def test(world: World) -> None:
+        _, row = await world.running("n1")
+        await lists(world, row, Node(name="n1"), elastic(1))
+        await world.launched(await world.submit("cloud-a", "cloud-b", template="cloud"), "cloud-b")
+        assert await held(world) == {"n1": 1, "cloud-a": 1, "cloud-b": 1}
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "said"),
+    [("cloud", "", "is a template"), ("x", "n1", "is not a template"), ("n1", "cloud", "there is one of that name")],
+)
+def test_a_template_is_no_node_and_a_node_no_template(run: Run, name: str, template: str, said: str) -> None:
+    async def test(world: World) -> None:
+        _, row = await world.running("n1")
+        await lists(world, row, Node(name="n1"), elastic(1))
+        with pytest.raises(InvalidRequest, match=said):
+            await world.submit(name, template=template)
 
     run(test)
 

@@ -191,12 +191,9 @@ class World:
         info = await self.store.write(lambda tx: experiments.submit(tx, self.user, request))
         return await self.experiment(info.id)
 
-    def request(self, *names: str, start: bool = True, **settings: Any) -> SubmitExperiment:
-        environment = Tagged(kind="host", body=encode(Host()))
-        specs = tuple(
-            DeploymentSpec(name=name, node=name.partition(":")[0], environment=environment, graph=GRAPH)
-            for name in names or ("n1",)
-        )
+    def request(self, *names: str, start: bool = True, template: str = "", **settings: Any) -> SubmitExperiment:
+        common: Any = {"environment": Tagged(kind="host", body=encode(Host())), "graph": GRAPH, "template": template}
+        specs = tuple(DeploymentSpec(name=name, node=name.partition(":")[0], **common) for name in names or ("n1",))
         return SubmitExperiment(
             name="exp", deployments=specs, start=start, if_exists="new", settings=ExperimentSettings(**settings)
         )

@@ -43,7 +43,7 @@ def count_up_to_go(*, ctx: fl.TaskContext) -> int:
 def experiment(client: fl.Client, name: str) -> fl.Experiment:
     with fl.DAG("d") as dag:
         add(add(1, 2), 3).named("total")
-    return fl.Experiment(name).map(dag, client.nodes())
+    return fl.Experiment(name).map(dag, client.nodes().where(fl.node.infrastructure == "local"))
 
 
 def test_who_and_what_is_there(client: fl.Client) -> None:
@@ -100,6 +100,21 @@ def test_a_run_that_waits_for_a_node_says_for_which_and_since_when(client: fl.Cl
         second.delete()
     first.delete(force=True)
     assert second.wait(timeout=60) is fl.ExperimentState.SUCCEEDED
+
+
+def test_elastic_nodes_run_and_are_gone_afterwards(client: fl.Client) -> None:
+    client.infrastructures.attach("cloud", fl.Local(elastic=2, prefix="vm", properties={"zone": "x"}))
+    pool = client.nodes().where(fl.node["zone"] == "x")
+    nodes = pool.take(2)
+    with fl.DAG("d") as dag:
+        add(1, 2).named("total")
+    run = client.submit(fl.Experiment("elastic").map(dag, nodes))
+    assert run.wait(timeout=60) is fl.ExperimentState.SUCCEEDED
+    assert {run.results[name]["total"].value for name in nodes.names} == {3}
+    assert "vm" in client.nodes().names
+    assert not set(nodes.names) & set(client.nodes().names)
+    with pytest.raises(fl.DefinitionError, match="template"):
+        fl.Experiment("no").map(dag, client.nodes()["vm"])
 
 
 def test_errors_have_their_types(client: fl.Client, director: Any) -> None:

@@ -109,6 +109,10 @@ class Experiment:
                 raise DefinitionError(
                     f"{node!r:.80} is no node.", advice="Take nodes from client.nodes(), or fl.Node.dummy()."
                 )
+            if node.elastic is not None:
+                raise DefinitionError(
+                    f"{node.name!r} is a template.", advice="Take nodes of it: nodes.where(...).take(n) makes them."
+                )
             self._add(
                 Assignment(
                     name=check_name(self._deployment_name(name, node, role, index), "a deployment"),

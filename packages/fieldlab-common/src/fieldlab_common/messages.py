@@ -42,6 +42,7 @@ __all__ = [
     "ExperimentPage",
     "ExperimentSettings",
     "Health",
+    "Hold",
     "InfrastructureInfo",
     "InfrastructureList",
     "Launch",
@@ -105,6 +106,7 @@ class DeploymentSpec:
     """A deployment for the director: the graph and everything it names are blobs, by digest; nothing of it is read.
 
     ``infrastructure`` tells nodes of one name apart; empty: the caller's own first.
+    ``template``: its node is to be made, under the name ``node``, from the elastic one of that name.
     """
 
     name: str
@@ -118,6 +120,7 @@ class DeploymentSpec:
     steps: int = 0
     secrets: tuple[str, ...] = ()
     infrastructure: str = ""
+    template: str = ""
 
 
 def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
@@ -134,6 +137,7 @@ def spec_of(deployment: Deployment, graph: str) -> DeploymentSpec:
         steps=sum(1 for _ in deployment.graph.walk()),
         secrets=deployment.graph.secrets(),
         infrastructure=deployment.node.infrastructure,
+        template=deployment.node.template,
     )
 
 
@@ -381,10 +385,25 @@ class Health:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hold:
+    """A run has a node, since a time. ``run``: its name, if it is the caller's own; others' are not named.
+
+    Of an elastic template, ``node`` is the one that was made.
+    """
+
+    node: str
+    infrastructure: str
+    since: float
+    run: str | None = None
+    template: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeList:
-    """Nodes that the caller may use or see."""
+    """Nodes that the caller may use or see, and who has them."""
 
     nodes: tuple[Node, ...] = ()
+    holds: tuple[Hold, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,29 +11,42 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["DUMMY", "Availability", "Node", "facts_of"]
+__all__ = ["DUMMY", "Availability", "Elastic", "Node", "facts_of"]
 
 
 class Availability(StrEnum):
     """Whether a node can take a deployment now."""
 
     AVAILABLE = "available"  # reachable and free
-    BUSY = "busy"  # reachable, and held by runs up to its slots
-    OFFLINE = "offline"  # not heard of
+    HELD = "held"  # reachable, and held by runs up to its slots: who wants it waits in line
+    OFFLINE = "offline"  # it cannot be reached, or is not there any more
     DISABLED = "disabled"  # taken out by its admin
+    UNKNOWN = "unknown"  # it has not been looked at for long
 
 
 DUMMY = "dummy"  # the infrastructure of nodes that are this machine, whatever they claim to be
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elastic:
+    """What makes a node a template, from which nodes are made on demand.
+
+    ``most``: so many there should be at a time (None: the engine alone limits them). Runs wait in line for more; one
+    that wants more than that has them when nobody else has any.
+    """
+
+    most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Node:
-    """One device.
+    """One device; or with ``elastic`` a template, from which ``NodePool.take`` makes nodes that are gone after the run.
 
     ``architecture`` is OS and CPU as containers name them (``linux/arm64``); ``os`` is ``linux``, ``macos`` or
     ``windows``; ``python`` lists the interpreters as ``3.11``-like versions, the executor's own first;
     ``environments`` the kinds it can run (``host``, ``venv``, ``container``); ``properties`` everything else that is
     known (facts such as ``cpus``, ``memory`` in bytes, ``kernel``, ``ipv4``) or was added by its owner (``site``).
+    ``slots``: so many runs may hold it at a time. ``template``: the name of the template that it was made from.
     """
 
     name: str
@@ -45,6 +58,8 @@ class Node:
     availability: Availability = Availability.AVAILABLE
     reason: str = ""
     slots: int = 1
+    elastic: Elastic | None = None
+    template: str = ""
     properties: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
@@ -74,7 +89,8 @@ _FIELDS = frozenset(Node.__dataclass_fields__) - {"name", "properties"}
 def facts_of(node: Node) -> dict[str, Any]:
     """Everything a selector can ask about: the fields that are set, and the properties (fields win)."""
     facts: dict[str, Any] = dict(node.properties)
-    facts.update({name: getattr(node, name) for name in _FIELDS if getattr(node, name) not in ("", ())})
+    asked = _FIELDS - {"elastic"}
+    facts.update({name: getattr(node, name) for name in asked if getattr(node, name) not in ("", ())})
     facts["availability"] = node.availability.value
     facts["name"] = node.name
     return facts

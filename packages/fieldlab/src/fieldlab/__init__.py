@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from fieldlab_common.lifecycle import Reason as Reason
     from fieldlab_common.lifecycle import StepState as StepState
     from fieldlab_common.node import Availability as Availability
+    from fieldlab_common.node import Elastic as Elastic
     from fieldlab_common.node import Node as Node
     from fieldlab_common.selector import Selector as Selector
     from fieldlab_common.selector import node as node
@@ -142,6 +143,7 @@ __all__ = [
     "DirectorUnreachable",
     "DoubledIdentity",
     "DuplicateNameError",
+    "Elastic",
     "Environment",
     "Event",
     "EventTooLarge",
@@ -246,7 +248,7 @@ _HOMES = {
     "fieldlab_common.events": "Event",
     "fieldlab_common.experiment": "Experiment",
     "fieldlab_common.lifecycle": "DeploymentState ExperimentState Reason StepState",
-    "fieldlab_common.node": "Availability Node",
+    "fieldlab_common.node": "Availability Elastic Node",
     "fieldlab_common.selector": "Selector node",
     "fieldlab_common.step": "File Step by_node secret",
     "fieldlab_common.task": "Task task",

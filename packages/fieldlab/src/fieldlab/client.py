@@ -175,8 +175,9 @@ class Client:
         return self._session.call("whoami", p.Principal)
 
     def nodes(self) -> NodePool:
-        """The nodes that may be used, as they are known now."""
-        return NodePool(self._session.call("nodes", p.NodeList).nodes)
+        """The nodes that may be used, as they are known now, and who has them."""
+        found = self._session.call("nodes", p.NodeList)
+        return NodePool(found.nodes, holds=found.holds, again=self.nodes)
 
     def experiments(
         self,

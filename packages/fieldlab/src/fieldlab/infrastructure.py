@@ -47,8 +47,9 @@ class Local(InfrastructureSpec):
 
     ``nodes`` is their number, and they are called ``<prefix>-1`` and so on; or a list of names, or of names and
     properties: ``[{"name": "a", "site": "x"}, "b"]``. ``properties`` are added to what is known of each. ``slots`` runs
-    may have a node at the same time: by default one, so that nobody disturbs what it measures. For trying things out,
-    and for measurements of the machine itself.
+    may have a node at the same time: by default one, so that nobody disturbs what it measures. ``elastic``: no fixed
+    nodes, but a template called ``prefix``; ``client.nodes()["local"]`` then stands for as many at a time as are taken
+    (``NodePool.take``). For trying things out, and for measurements of the machine itself.
     """
 
     kind: ClassVar[str] = "local"
@@ -56,18 +57,24 @@ class Local(InfrastructureSpec):
     prefix: str = "local"
     properties: Mapping[str, Any] = field(default_factory=dict)
     slots: int = 1
+    elastic: int | None = None
 
     def __post_init__(self) -> None:
         count = self.nodes if isinstance(self.nodes, int) else len(self.nodes)
         if not 1 <= count <= MOST_LOCAL:
             raise DefinitionError(f"Local(nodes={self.nodes!r:.80}): there are 1 to {MOST_LOCAL} nodes.")
+        if self.elastic is not None and not 1 <= self.elastic <= MOST_LOCAL:
+            raise DefinitionError(f"Local(elastic={self.elastic!r}): there are 1 to {MOST_LOCAL} nodes at a time.")
         if self.slots < 1:
             raise DefinitionError(f"Local(slots={self.slots!r}): a node has at least one.")
 
     def options(self) -> dict[str, Any]:
         """It, as the connector's options."""
+        common = {"prefix": self.prefix, "properties": dict(self.properties), "slots": self.slots}
+        if self.elastic is not None:
+            return {"elastic": self.elastic, **common}
         nodes = self.nodes if isinstance(self.nodes, int) else [_named(node) for node in self.nodes]
-        return {"nodes": nodes, "prefix": self.prefix, "properties": dict(self.properties), "slots": self.slots}
+        return {"nodes": nodes, **common}
 
 
 def _named(node: str | Mapping[str, Any]) -> dict[str, Any]:

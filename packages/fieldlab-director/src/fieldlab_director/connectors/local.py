@@ -3,7 +3,8 @@
 Options: ``nodes`` is their number, or a list of ``{"name": …, "properties": {…}}``; ``prefix`` names numbered nodes
 (``local-1`` …); ``properties`` are added to all; ``slots`` is how many runs may have each at a time (1), as a node of
 the list may say for itself; ``python`` is the interpreter of the executors; ``executable`` another executor than the
-director's. One keeper serves them all.
+director's. ``elastic`` lists one template instead, of the name ``prefix``, from which as many nodes can be made at a
+time. One keeper serves them all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.keeping import KeeperOpening
+from fieldlab_common.node import Elastic
 from fieldlab_common.step import check_name
 
 from fieldlab_director.connectors.base import Done, Listed, Nothing, Notice, Opening
@@ -26,7 +28,7 @@ __all__ = ["LocalConnector"]
 
 MOST_NODES = 1000
 MOST_SLOTS = 1000
-_OPTIONS = {"nodes", "prefix", "properties", "slots", "python", "executable"}
+_OPTIONS = {"elastic", "nodes", "prefix", "properties", "slots", "python", "executable"}
 _PRIVATE = ("FIELDLAB_TOKEN", "FIELDLAB_ENDPOINT")  # the director's user's, and no business of an executor
 
 
@@ -84,6 +86,11 @@ def _nodes(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each node that the options ask for is given: its name, its properties, its slots."""
     unknown = sorted(set(options) - _OPTIONS)
     _hold(not unknown, f"has no option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
+    if "elastic" in options:
+        most = options["elastic"]
+        _hold(type(most) is int and 1 <= most <= MOST_NODES, f"can make 1 to {MOST_NODES} elastic nodes")
+        _hold("nodes" not in options, "has nodes or is elastic, not both")
+        return [{**_node({"name": str(options.get("prefix", "local"))}, options), "elastic": Elastic(most=most)}]
     wanted = options.get("nodes", 1)
     if type(wanted) is int:
         _hold(1 <= wanted <= MOST_NODES, f"can have 1 to {MOST_NODES} nodes")

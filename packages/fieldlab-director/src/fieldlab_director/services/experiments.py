@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -340,7 +340,7 @@ def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec,
         position=position,
         name=spec.name,
         infrastructure_id=place.infrastructure_id,
-        place=place.node.name,
+        place=place.node.template or place.node.name,
         node_name=place.node.name,
         node=place.node,
         spec=spec,
@@ -367,24 +367,41 @@ def _deployment(tx: Tx, row: ExperimentRow, position: int, spec: DeploymentSpec,
     )
 
 
-def _places(tx: Tx, caller: UserCaller, wanted: Sequence[DeploymentSpec]) -> list[_Place]:
+def _places(tx: Tx, caller: UserCaller, specs: Sequence[DeploymentSpec]) -> list[_Place]:
     by_name: dict[str, list[_Place]] = {}
-    for place in tx.all(queries.NODES, _Place, owner_id=caller.id):
+    for place in tx.all(queries.NODES, _place, owner_id=caller.id):
         by_name.setdefault(place.node.name, []).append(place)
-    found = [_fitting(by_name.get(spec.node, []), spec, caller) for spec in wanted]
-    absent = sorted({spec.node for spec, places in zip(wanted, found, strict=True) if not places})
+    found = [_fitting(by_name.get(spec.template or spec.node, []), spec, caller) for spec in specs]
+    absent = sorted({spec.template or spec.node for spec, places in zip(specs, found, strict=True) if not places})
     if absent:
         there = ", ".join(sorted(by_name)[:20]) or "none"
         raise NotFound(f"There is no node {', '.join(absent[:20])}. There are: {there}.", details={"nodes": absent})
-    for spec, places in zip(wanted, found, strict=True):
-        _hold(len(places) == 1, "$.deployments", f"use {spec.node!r}, which several infrastructures have")
-    return [places[0] for places in found]
+    for spec, places in zip(specs, found, strict=True):
+        name = spec.template or spec.node
+        _hold(len(places) == 1, "$.deployments", f"use {name!r}, which several infrastructures have")
+    return [_made(spec, places[0], by_name) for spec, places in zip(specs, found, strict=True)]
 
 
 def _fitting(places: list[_Place], spec: DeploymentSpec, caller: UserCaller) -> list[_Place]:
     """Those that ``spec`` means: of its infrastructure, if it says which; the caller's own, if there are any."""
     named = [place for place in places if spec.infrastructure in ("", place.node.infrastructure)]
     return [place for place in named if place.owner_id == caller.id] or named
+
+
+def _made(spec: DeploymentSpec, place: _Place, known: Mapping[str, object]) -> _Place:
+    """The place of a deployment: its node, or the one that is made for it from a template."""
+    elastic = place.node.elastic is not None
+    if not spec.template:
+        _hold(not elastic, "$.deployments", f"use {spec.node!r}, which is a template: take nodes of it")
+        return place
+    _hold(elastic, "$.deployments", f"take nodes of {spec.template!r}, which is not a template")
+    _hold(spec.node not in known, "$.deployments", f"make a node {spec.node!r}, and there is one of that name")
+    _check(lambda: check_name(spec.node, "a node"), "$.deployments")
+    return replace(place, node=replace(place.node, name=spec.node, elastic=None, template=spec.template))
+
+
+def _place(infrastructure_id: str, owner_id: str, node: Node, **more: object) -> _Place:
+    return _Place(infrastructure_id=infrastructure_id, owner_id=owner_id, node=node)
 
 
 def _hold_blobs(tx: Tx, caller: UserCaller, digests: Iterable[str]) -> None:

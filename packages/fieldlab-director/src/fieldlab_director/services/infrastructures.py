@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,14 +10,16 @@ from typing import Any, Protocol
 from fieldlab_common.accounts import Role
 from fieldlab_common.course import NEVER
 from fieldlab_common.errors import FieldlabError, IllegalState, InvalidRequest, NotFound, PermissionDenied
-from fieldlab_common.node import Node
-from fieldlab_common.protocol import InfrastructureInfo, InfrastructureList, NodeList, Tagged
+from fieldlab_common.node import Availability, Node
+from fieldlab_common.protocol import Hold, InfrastructureInfo, InfrastructureList, NodeList, Tagged
 from fieldlab_common.step import check_name
 
-from fieldlab_director.services.identity import UserCaller, new_id
+from fieldlab_director.services import survey
+from fieldlab_director.services.identity import UserCaller
+from fieldlab_director.services.reservation import Holder
 from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import agent_queries as aq
-from fieldlab_director.store import queries, reconcile_queries
+from fieldlab_director.store import queries, reconcile_queries, reservation_queries
 from fieldlab_director.store.base import WORK, Tx
 from fieldlab_director.store.rows import InfrastructureRow, UserRow
 
@@ -31,6 +34,8 @@ __all__ = [
     "share",
     "unshare",
 ]
+
+UNHEARD_SECONDS = 1200.0  # a node that was listed longer ago may be anything by now
 
 
 class Fleet(Protocol):
@@ -60,6 +65,16 @@ class _Grant:
 class _Using:
     owner_id: str
     name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    infrastructure_id: str
+    infrastructure: str
+    owner_id: str
+    node: Node
+    slots: int
+    updated: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +132,7 @@ def attach(
         home=home if spec.kind == "local" else None,
     )
     tx.execute(queries.ADD_INFRASTRUCTURE, **vars(row))
-    rows = [
-        {"infrastructure_id": row.id, "position": position, "name": node.name, "node": node, "slots": node.slots}
-        for position, node in enumerate(found)
-    ]
-    tx.execute_many(queries.ADD_NODE, [{"id": new_id(), "updated": tx.now, **values} for values in rows])
+    survey.store(tx, row.id, found)
     if access is None:
         access = (queries.EVERYBODY,) if caller.role is Role.ADMIN else ()
     for user in access:
@@ -199,12 +210,37 @@ def finish_detaching(tx: Tx) -> bool:
 
 
 def nodes(tx: Tx, caller: UserCaller) -> NodeList:
-    """The nodes of the caller's infrastructures, as they were last listed."""
-    return NodeList(nodes=tuple(tx.all(queries.NODES, _node, owner_id=caller.id)))
+    """The nodes of the caller's infrastructures, as they were last listed, and who has them: others are not named."""
+    found = tx.all(queries.NODES, _Listed, owner_id=caller.id)
+    names = {one.infrastructure_id: one.infrastructure for one in found}
+    holders = tx.all(reservation_queries.HOLDS, Holder, infrastructures=sorted(names))
+    taken = Counter((one.infrastructure_id, one.place) for one in holders)
+    return NodeList(
+        nodes=tuple(_now(one, taken[one.infrastructure_id, one.node.name], tx.now) for one in found),
+        holds=tuple(
+            Hold(
+                node=one.node_name,
+                infrastructure=names[one.infrastructure_id],
+                since=one.since,
+                run=one.run if one.owner_id == caller.id else None,
+                template=one.place if one.place != one.node_name else "",
+            )
+            for one in holders
+        ),
+    )
 
 
-def _node(infrastructure_id: str, owner_id: str, node: Node) -> Node:
-    return node
+def _now(listed: _Listed, taken: int, now: float) -> Node:
+    """A node as it is now: it may have been given to runs since it was listed, or not been looked at for long."""
+    node = listed.node
+    if node.availability is not Availability.AVAILABLE:
+        return node
+    if now - listed.updated > UNHEARD_SECONDS:
+        minutes = (now - listed.updated) / 60
+        return replace(
+            node, availability=Availability.UNKNOWN, reason=f"It was last looked at {minutes:.0f} minutes ago."
+        )
+    return replace(node, availability=Availability.HELD) if taken >= listed.slots else node
 
 
 def _id(id: str) -> str:

@@ -21,7 +21,7 @@ from fieldlab_director.store import reservation_queries as q
 from fieldlab_director.store.base import LINE, WORK, Tx
 from fieldlab_director.store.rows import ExperimentRow
 
-__all__ = ["Standing", "enter", "look", "number", "serve", "waits_for"]
+__all__ = ["Holder", "Standing", "enter", "look", "number", "serve", "waits_for"]
 
 MOST_SHOWN = 100  # places that a run waits for, of which its owner is told
 
@@ -60,7 +60,9 @@ class _Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Holder:
+class Holder:
+    """A run that has a slot of a place, since a time; ``node_name`` is the node that it has there."""
+
     infrastructure_id: str
     place: str
     node_name: str
@@ -116,8 +118,8 @@ def waits_for(tx: Tx, caller: UserCaller, row: ExperimentRow) -> tuple[WaitsFor,
     lacking = _lacking(tx, row)
     if not lacking:
         return ()
-    holders: dict[Place, list[_Holder]] = {}
-    for holder in tx.all(q.HOLDERS, _Holder, run=row.id):
+    holders: dict[Place, list[Holder]] = {}
+    for holder in tx.all(q.HOLDERS, Holder, run=row.id):
         holders.setdefault((holder.infrastructure_id, holder.place), []).append(holder)
     before = Counter(place for wish in _before(tx, row) for place in wish.needs)
     return tuple(_waits(caller, place, holders.get(place, []), before[place]) for place in lacking[:MOST_SHOWN])
@@ -126,7 +128,7 @@ def waits_for(tx: Tx, caller: UserCaller, row: ExperimentRow) -> tuple[WaitsFor,
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _waits(caller: UserCaller, place: Place, holders: list[_Holder], before: int) -> WaitsFor:
+def _waits(caller: UserCaller, place: Place, holders: list[Holder], before: int) -> WaitsFor:
     own = sorted({holder.run for holder in holders if holder.owner_id == caller.id})
     return WaitsFor(
         node=place[1],
@@ -141,7 +143,7 @@ def _lacking(tx: Tx, row: ExperimentRow) -> list[Place]:
     """The places that a run lacks, when all that are before it have what they want."""
     wanted = tx.all(q.WANTED, _Wanted, run=row.id)
     line = _Line(slots={(one.infrastructure_id, one.place): one.slots for one in wanted})
-    held = Counter[Hashable]((one.infrastructure_id, one.place) for one in tx.all(q.HOLDERS, _Holder, run=row.id))
+    held = Counter[Hashable]((one.infrastructure_id, one.place) for one in tx.all(q.HOLDERS, Holder, run=row.id))
     claims = Claims(line.of, held)
     for wish in _before(tx, row):
         claims.add(wish)

@@ -139,7 +139,14 @@ DELETE_SECRET = sa.delete(t.secrets).where(
 )
 ADD_NODE = sa.insert(t.nodes)
 NODES = (
-    sa.select(t.nodes.c.infrastructure_id, t.infrastructures.c.owner_id, t.nodes.c.node)
+    sa.select(
+        t.nodes.c.infrastructure_id,
+        t.infrastructures.c.name.label("infrastructure"),
+        t.infrastructures.c.owner_id,
+        t.nodes.c.node,
+        t.nodes.c.slots,
+        t.nodes.c.updated,
+    )
     .join_from(t.nodes, t.infrastructures)
     .where(_THEIRS, t.infrastructures.c.leaving.is_(None))
     .order_by(t.infrastructures.c.created, t.infrastructures.c.id, t.nodes.c.position)

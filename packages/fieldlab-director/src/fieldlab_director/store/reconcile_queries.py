@@ -122,3 +122,4 @@ LEAVING = sa.select(_i.c.id).where(_i.c.leaving.is_not(None), _i.c.detached.is_(
 LET_GO = sa.update(_i).where(_i.c.holder.like(_p("guard_holder"))).values(holder=None, held_until=None)
 BRING_HOME = sa.update(_i).where(_i.c.home.is_not(None)).values(home=_p("home"))
 NODES_OF = sa.select(_n.c.node).where(_n.c.infrastructure_id == _p("infrastructure_id")).order_by(_n.c.position)
+LISTED = sa.update(_n).where(_n.c.infrastructure_id == _p("guard_infrastructure_id")).values(updated=_p("updated"))

@@ -109,3 +109,9 @@ HOLDS = (  # of the nodes of some infrastructures
     .where(_h.c.infrastructure_id.in_(sa.bindparam("infrastructures", expanding=True)))
     .order_by(_h.c.since, _h.c.slot)
 )
+PLACES = sa.union(  # that runs have, or wait for
+    sa.select(_h.c.place.label("name")).where(_h.c.infrastructure_id == _p("infrastructure_id")),
+    sa.select(_d.c.place.label("name"))
+    .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
+    .where(_d.c.infrastructure_id == _p("infrastructure_id"), *_STANDS, *_WANTS),
+)
