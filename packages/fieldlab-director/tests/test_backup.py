@@ -79,14 +79,19 @@ def test_a_backup_taken_under_load_is_restored_elsewhere_and_the_runs_go_on(ada,
     assert [entry["number"] for entry in kept] == list(range(1, len(kept) + 1))
 
     following = len(told) + 2  # as its journal has it, of which everything up to here was acknowledged and removed
+    assert again.report(log(following), lane="bulk").json()["acked"] == len(kept)
+    missing = following - 1, "gap", {"first": len(kept) + 1, "last": following - 1}
+    assert again.report(missing, lane="bulk").json()["acked"] == following - 1
     assert again.report(log(following), lane="bulk").json()["acked"] == following
     ended = {"state": "succeeded", "reason": "completed", "bulk": following}
+    gaps = [(number, "gap", {"first": number, "last": number}) for number in range(len(events) + 2, following + 1)]
+    assert again.report(*gaps).json()["acked"] == following
     assert again.report((following + 1, "event", {"name": "tock", "step": "s"})).json()["acked"] == following + 1
     assert again.report((following + 2, "ended", ended)).json()["acked"] == following + 2
     fresh = read(user, experiment, cursor)["records"]
-    texts = [entry["record"]["body"]["text"] for entry in fresh]
+    assert "director was restored" in fresh[0]["record"]["body"]["reason"]
+    texts = [entry["record"]["body"]["text"] for entry in fresh[1:]]
     assert [text.partition(" are lost")[0] for text in texts if "director was restored" in text] == [
-        f"Records {len(kept) + 1} to {following - 1} of the lane 'bulk'",
         f"Records {len(events) + 2} to {following} of the lane 'control'",
     ]
     assert f"line {following}\n" in texts
@@ -116,12 +121,15 @@ def test_a_database_that_was_restored_by_other_means_is_made_ready_likewise(ada,
     lab = make_lab(ada.lab.settings.limits, data=tmp_path / "data", database_url=url)
     user = lab.user("ada", "admin")
     user.post("/v1/infrastructures", json={"name": "lab", "spec": {"kind": "local", "body": {"nodes": ["n1"]}}})
-    executor = lab.launch(replace(ada, lab=lab, http=user).experiment())
+    experiment = replace(ada, lab=lab, http=user).experiment()
+    executor = lab.launch(experiment)
     executor.claim()
     assert executor.report(log(7), lane="bulk").json()["acked"] == 0
     assert main(["restored", "--data", str(tmp_path / "data"), "--database", url]) == 0
     assert "may go on" in capsys.readouterr().out
-    assert executor.report(log(7), lane="bulk").json()["acked"] == 7
+    assert executor.report((6, "gap", {"first": 1, "last": 6}), log(7), lane="bulk").json()["acked"] == 7
+    (gap, _) = read(user, experiment)["records"]
+    assert "director was restored" in gap["record"]["body"]["reason"]
 
 
 def test_a_director_that_was_restored_without_its_key_says_so(lab, elsewhere, tmp_path):

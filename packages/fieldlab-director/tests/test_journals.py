@@ -162,6 +162,18 @@ def test_a_record_that_cannot_be_taken_is_refused_kept_out_and_holds_up_nothing(
     assert [r["number"] for r in records(ada, experiment)["records"]] == [2]
 
 
+def test_a_log_record_that_is_refused_is_a_gap_that_says_why(ada, run):
+    experiment, executor = run
+    line = {"step": "s", "text": "a line\n"}
+    answer = executor.report((1, "log", line), (2, "log", {"step": 5}), (3, "log", line), lane="bulk").json()
+    assert (answer["acked"], [r["number"] for r in answer["refusals"]]) == (3, [2])
+    found = records(ada, experiment, lane="bulk")["records"]
+    assert [(r["number"], r["record"]["kind"]) for r in found] == [(1, "log"), (2, "gap"), (3, "log")]
+    gap = found[1]["record"]["body"]
+    assert (gap["first"], gap["last"]) == (2, 2)
+    assert "refused" in gap["reason"]
+
+
 NAMES = [
     "../up",
     "a/../../b",

@@ -5,8 +5,9 @@ import contextlib
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from fieldlab_director.services.recent import Recent
-from fieldlab_director.store import base
+from fieldlab_director.store import base, schema
 from fieldlab_director.store.base import Notifier
 
 
@@ -14,7 +15,10 @@ def numbers(lab, recent, experiment, after, *, limit=100, most_bytes=1 << 20):
     def page(tx):
         return recent.after(tx, experiment, after, limit=limit, most_bytes=most_bytes)
 
-    return [event["number"] for event in msgspec.json.decode(msgspec.json.encode(lab.write(page)))]
+    events, cursor = lab.write(page)
+    found = [event["number"] for event in msgspec.json.decode(msgspec.json.encode(events))]
+    assert cursor == (found[-1] if found else after)
+    return found
 
 
 @pytest.fixture
@@ -37,6 +41,18 @@ def test_pages_are_the_same_whatever_was_asked_for_before(lab, experiment, most_
     send(3)
     for after in (5, 0, 8, 7):
         assert numbers(lab, recent, made, after) == list(range(after + 1, 9))
+
+
+def test_numbers_that_leapt_are_told_once(lab, experiment):
+    made, send = experiment
+    recent = Recent()
+    assert numbers(lab, recent, made, 3) == [4, 5]
+    leap = sa.update(schema.experiments).where(schema.experiments.c.id == made)
+    lab.write(lambda tx: tx.execute(leap.values(last_event=schema.experiments.c.last_event + schema.LEAP)))
+    send(2)
+    fresh = [schema.LEAP + 6, schema.LEAP + 7]
+    for after, told in ((0, [1, 2, 3, 4, 5]), (3, [4, 5]), (5, []), (9, []), (fresh[0], fresh[1:]), (fresh[1], [])):
+        assert numbers(lab, recent, made, after) == told + (fresh if after < fresh[0] else [])
 
 
 def test_a_page_ends_at_its_limit_and_its_size_with_at_least_one_event(lab, experiment):

@@ -35,6 +35,13 @@ def test_what_was_dropped_is_told_in_its_place() -> None:
     assert "4 chunks" in lines[1].text
 
 
+def test_what_is_missing_for_another_reason_says_which() -> None:
+    gap = p.Record(kind="gap", at=1.0, body=wire.encode(p.GapRecord(first=2, last=2, reason="it was refused")))
+    (line,) = assemble([p.RecordEntry(seq=2, deployment="d", number=2, record=gap)])
+    assert line.stream == "gap"
+    assert "missing: it was refused" in line.text
+
+
 def test_a_line_is_harmless_when_it_is_printed_and_raw_when_it_is_read() -> None:
     line = next(assemble([chunk("\x1b[31mred\n")]))
     assert "\x1b" not in str(line)

@@ -198,11 +198,15 @@ class LogRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GapRecord:
-    """Bulk records ``first`` to ``last`` were dropped on the node for want of space; they had ``bytes`` bytes."""
+    """Bulk records ``first`` to ``last``, of ``bytes`` bytes, will not come: for ``reason``.
+
+    Without a reason they were dropped on the node for want of space.
+    """
 
     first: int
     last: int
     bytes: int = 0
+    reason: str = ""
 
 
 RECORDS: Mapping[str, type] = {

@@ -265,6 +265,12 @@ class Journal:
         with self._lock:
             return self._gap(self._spools[lane], number, number)
 
+    def begins(self, lane: Lane) -> int:
+        """The number after which there is something on disk: the director has, or had, everything up to it."""
+        with self._lock:
+            segments = self._spools[lane].segments
+            return segments[0].first - 1 if segments else 0
+
     def behind(self, lane: Lane, after: int) -> bool:
         """Whether what follows on ``after`` has grown beyond one segment."""
         with self._lock:

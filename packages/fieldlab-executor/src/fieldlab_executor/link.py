@@ -479,6 +479,8 @@ class Link:
             # Nothing that follows can pass it: it is given up, and the director says so to its step, or in the log.
             ack = self._ask("report", query=query, body=self._journal.instead(lane, batch.last).body, control=control)
         self._acknowledged(lane, batch, ack)
+        if ack.acked < before:
+            self._begin_again(lane)
         if ack.acked <= before:
             raise e.BadAnswer(f"The director acknowledged {ack.acked} of lane {lane.value} again, and nothing more.")
 
@@ -491,6 +493,18 @@ class Link:
                     upload.done = False  # the director was restored from before it had it
             self._cond.notify_all()
         self._notify(Acked(lane=lane, number=ack.acked, refusals=ack.refusals))
+
+    def _begin_again(self, found: Lane) -> None:
+        """Send the other lane from where the disk has it: the director lacks what it once acknowledged of ``found``.
+
+        It was restored from a backup. What it still has it passes over; what it lacks it would not ask for when nothing
+        new is to come.
+        """
+        with self._cond:
+            for lane in Lane:
+                if lane is not found:
+                    self._at[lane] = min(self._at[lane], self._journal.begins(lane))
+            self._wake_all()
 
     # --- down: events, and the order to stop
 

@@ -211,7 +211,10 @@ def assemble(entries: Iterable[p.RecordEntry]) -> Iterator[LogLine]:
 def _gap(entry: p.RecordEntry) -> LogLine:
     gap = decode(p.GapRecord, dict(entry.record.body))
     count = gap.last - gap.first + 1
-    text = f"… {count} chunks of log ({size(gap.bytes)}) were dropped on the node for want of space …"
+    if gap.reason:
+        text = f"… {count} chunks of log missing: {gap.reason} …"
+    else:
+        text = f"… {count} chunks of log ({size(gap.bytes)}) were dropped on the node for want of space …"
     return LogLine(deployment=entry.deployment, step="", text=text, stream="gap", at=entry.record.at, late=entry.late)
 
 

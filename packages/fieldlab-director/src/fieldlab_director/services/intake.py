@@ -60,14 +60,6 @@ class Upload:
     lane: Lane
     entries: tuple[Entry | Refusal, ...]
 
-    @property
-    def first(self) -> int | None:
-        """The number with which it begins; None: there is nothing in it."""
-        if not self.entries:
-            return None
-        entry = self.entries[0]
-        return entry.body.first if isinstance(entry, Entry) and isinstance(entry.body, GapRecord) else entry.number
-
     def after(self, acked: int) -> Iterator[Entry | Refusal]:
         """Those that follow on ``acked`` without a gap; what was taken before is passed over."""
         for entry in self.entries:

@@ -4,8 +4,9 @@
 journal may claim again: its answer may have got lost.
 
 **Report.** Records are numbered by lane and journal. Those that follow on what is stored are taken, in order, and
-acknowledged once they are on disk; those that were taken before are passed over. What arrives late (after its
-deployment ended, or of another journal than the one that holds it) is stored and marked, and changes nothing.
+acknowledged once they are on disk; those that were taken before are passed over, and of those that lie ahead nothing is
+taken: the executor goes back to where the director is, also to one that was restored from a backup. What arrives late
+(after its deployment ended, or of another journal than the one that has it) is stored and marked, and changes nothing.
 
 **End.** A deployment ends when its ``ended`` record is here and each artifact that it announced is stored or lost.
 """
@@ -37,10 +38,10 @@ from fieldlab_common.protocol import (
     Started,
 )
 
-from fieldlab_director.services import secrets
+from fieldlab_director.services import gaps, secrets
 from fieldlab_director.services.identity import ExecutorCaller
 from fieldlab_director.services.intake import Entry, Upload
-from fieldlab_director.services.outcome import append_log, move, ready
+from fieldlab_director.services.outcome import move, ready
 from fieldlab_director.services.quotas import within
 from fieldlab_director.services.recent import Recent
 from fieldlab_director.services.uses import use
@@ -134,14 +135,17 @@ def report(tx: Tx, caller: ExecutorCaller, journal: str, upload: Upload, limits:
     known = tx.one(queries.JOURNAL, _Journal, **lane)
     if known is None:
         raise ClaimRefused(f"This journal never held deployment {row.name!r}.")
-    acked = _reconciled(tx, row, upload, lane, known.acked) if known.restored else known.acked
+    acked = known.acked
     ours = journal == row.journal_id and caller.epoch == row.epoch
     taken = within(tx, row.experiment_id, list(upload.after(acked)), limits)
-    entries = [entry for entry in taken if isinstance(entry, Entry)]
+    if known.restored:
+        taken, goes_on = gaps.after_restore(tx, row, upload.lane, taken)
+        if goes_on:
+            tx.execute(queries.GO_ON, **lane)
     if taken:
         last = taken[-1]
         acked = last.through if isinstance(last, Entry) else last.number
-        row = _store(tx, row, journal, upload.lane, entries, ours=ours)
+        row = _store(tx, row, journal, upload.lane, gaps.stored(upload.lane, taken, tx.now), ours=ours)
         tx.execute(queries.SET_ACKED, acked=acked, **lane)
     if ours:
         row = finish(tx, seen(tx, row))
@@ -195,11 +199,13 @@ def poll(
         raise ClaimRefused(f"This journal does not hold deployment {row.name!r}.")
     # What a deployment that has ended is told: nothing, but to stop if it goes on all the same.
     over = row.state.terminal
-    events = () if over else recent.after(tx, row.experiment_id, after, limit=limit, most_bytes=most_bytes)
+    events: tuple[Event, ...] = ()
+    if not over:
+        events, after = recent.after(tx, row.experiment_id, after, limit=limit, most_bytes=most_bytes)
     stop = row.cancel_requested is not None or (over and row.ending is None)
     return row, Poll(
         events=events,
-        cursor=after + len(events),  # numbers have no gaps
+        cursor=after,
         cancel=CancelDeployment(reason=row.cancel_reason or row.message) if stop else None,
         server_time=tx.now,
     )
@@ -212,23 +218,6 @@ def poll(
 class _Journal:
     acked: int
     restored: bool
-
-
-def _reconciled(tx: Tx, row: DeploymentRow, upload: Upload, lane: dict[str, Any], acked: int) -> int:
-    """Where a journal goes on after the database was restored.
-
-    What it was told was stored, it has removed: that is lost, and waiting for it would hold up all that follows.
-    """
-    first = upload.first
-    if first is None:
-        return acked
-    tx.execute(queries.GO_ON, **lane)
-    if first <= acked + 1:
-        return acked
-    what = f"Records {acked + 1} to {first - 1} of the lane {upload.lane.value!r} are lost"
-    append_log(tx, row, f"{what}: the director was restored from a backup that was made before it had them.\n")
-    tx.execute(queries.SET_ACKED, acked=first - 1, **lane)
-    return first - 1
 
 
 def _claim(tx: Tx, row: DeploymentRow, journal: str, protocol: int, vault: Vault, members: tuple[Member, ...]) -> Claim:

@@ -49,7 +49,7 @@ def hold_events(tx: Tx, experiment_id: str, most: int) -> None:
     Raises:
         TooLarge.
     """
-    if tx.value(queries.LAST_EVENT, id=experiment_id) > most:
+    if tx.value(queries.COUNT_EVENTS, id=experiment_id) > most:
         raise TooLarge(f"The experiment has {most} events already.", advice="Put what is measured into results.")
 
 
@@ -71,7 +71,7 @@ def within(tx: Tx, experiment_id: str, taken: Sequence[Entry | Refusal], limits:
     """What an executor sent, with refusals for the events and artifacts that an experiment has no room for."""
     result = list(taken)
     for kind, count, most, what in (
-        (EventRecord, queries.LAST_EVENT, limits.events, "events"),
+        (EventRecord, queries.COUNT_EVENTS, limits.events, "events"),
         (ArtifactRecord, queries.COUNT_ARTIFACTS, limits.artifacts, "artifacts"),
     ):
         places = [at for at, entry in enumerate(result) if isinstance(entry, Entry) and isinstance(entry.body, kind)]

@@ -5,8 +5,8 @@ every complete blob that this copy refers to, and a manifest, which is written l
 has neither the secret, which opens what is sealed in the database, nor what connectors keep on this machine.
 
 What was acknowledged after the moment of the backup is not in it, while those who were told have moved on. So a
-restored database marks its journals, which may then continue after a gap (``services.journals``), and lets the numbers
-of events and records leap, beyond every cursor that anybody may have.
+restored database marks its journals, whose executors send again what their disks still have (``services.gaps``: the
+rest), and lets the numbers of events and records leap, beyond every cursor that anybody may have.
 """
 
 from __future__ import annotations

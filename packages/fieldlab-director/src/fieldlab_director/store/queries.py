@@ -179,7 +179,7 @@ EXPERIMENTS = (
     .limit(_p("limit"))
 )
 COUNT_EXPERIMENTS = sa.select(sa.func.count()).select_from(_e).where(_e.c.owner_id == _p("owner_id"))
-LAST_EVENT = sa.select(_e.c.last_event % t.LEAP).where(_e.c.id == _p("id"))
+COUNT_EVENTS = sa.select(_e.c.last_event % t.LEAP).where(_e.c.id == _p("id"))  # as many as numbers, but for the leaps
 OPEN_EXPERIMENTS = sa.select(_e).where(_e.c.state.not_in(_EXPERIMENT_ENDS)).order_by(_e.c.created, _e.c.id)
 ADD_EXPERIMENT = sa.insert(_e)
 MOVE_EXPERIMENT = (

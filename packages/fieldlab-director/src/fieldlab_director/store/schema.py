@@ -323,7 +323,7 @@ journals = sa.Table(
     sa.Column("journal_id", sa.String(64), primary_key=True),
     sa.Column("lane", Named(Lane), primary_key=True),
     sa.Column("acked", _COUNTER, nullable=False),  # everything up to this number is stored, or was refused
-    # The database was restored, and nothing was heard of this journal since: it may have been acknowledged more.
+    # The database was restored, and nothing new was taken of this journal since: it may have been acknowledged more.
     sa.Column("restored", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
