@@ -281,6 +281,8 @@ class World:
         elif record.state is StepState.RUNNING:
             assert before is StepState.WAITING
             self.states[record.step] = record.state
+            if self.spec(record.step).graph is not None:  # what is inside may have to wait until its host has ended
+                self.check_start(record.step)
         elif record.state is FAILED:
             assert key in self.ever or self.spec(record.step).graph is not None
             self.failed.add(key)
