@@ -287,6 +287,27 @@ def test_the_command_line_does_what_an_admin_needs(tmp_path, capsys, monkeypatch
     assert "eve" not in run("user", "list")[1]
 
 
+@pytest.mark.parametrize("words", [["user", "list"], ["token", "create", "eve"], ["gc"], ["migrate"], ["backup", "b"]])
+def test_a_command_about_a_folder_that_is_no_directors_says_so_and_makes_none(tmp_path, capsys, words):
+    assert main([*words, "--data", str(tmp_path / "typo")]) == 1
+    assert "There is no director's data in" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_may_be_there_before_the_first_start_and_that_it_is_one_is_said(tmp_path, capsys):
+    for name, new in (("eve", True), ("dan", False)):
+        assert main(["user", "add", name, "--no-password", "--data", str(tmp_path / "d")]) == 0
+        assert ("it was made, too" in capsys.readouterr().out) is new
+
+
+def test_no_token_is_made_on_the_command_line_that_is_good_for_no_time(tmp_path, capsys):
+    data = ["--data", str(tmp_path / "d")]
+    main(["user", "add", "eve", "--no-password", *data])
+    for lasts in ("0d", "11000d", ""):
+        assert main(["token", "create", "eve", "--expires", lasts, *data]) == 1
+    assert "flu_" not in capsys.readouterr().out
+
+
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ from fieldlab_director.__main__ import main
 from fieldlab_director.app import listening, serve
 from fieldlab_director.settings import Settings
 
+PATHS = {"data", "certificate", "key", "ca"}
+
 
 def client(director, token=None):
     headers = {"Authorization": f"Bearer {token or director.token}"}
@@ -198,6 +200,33 @@ def test_an_ephemeral_director_ends_its_runs_before_it_ends():
 def test_it_does_not_listen_beyond_loopback_in_the_clear(tmp_path):
     with pytest.raises(ConfigurationError, match="in the clear"):
         asyncio.run(serve(Settings(data=tmp_path, host="0.0.0.0", port=0)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"port": 99_999}, "no port 99999"),
+        ({"certificate": "absent", "key": "absent"}, "absent cannot be read: No such file"),
+        ({"certificate": "text", "key": "text"}, "certificate .*text and the key .*text cannot be used"),
+        ({"ca": "text"}, "text has no certificate"),
+        ({"data": "text"}, "data folder .*text cannot be used: File exists"),
+        ({"database_url": "mysql://lab"}, "no URL of a PostgreSQL database"),
+    ],
+)
+def test_what_it_cannot_serve_with_is_said_before_it_makes_a_user_whose_password_nobody_would_see(
+    tmp_path, wrong, said
+):
+    (tmp_path / "text").write_text("not what is wanted")
+    paths = {name: tmp_path / word if name in PATHS else word for name, word in wrong.items()}
+    with pytest.raises(ConfigurationError, match=said):
+        asyncio.run(serve(Settings(**{"data": tmp_path / "d", "port": 0} | paths)))
+    assert not (tmp_path / "d" / "director.db").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "text").write_text("a file")
+    assert main(["serve", "--data", str(tmp_path / "text")]) == 1
+    assert capsys.readouterr().err.endswith("text cannot be used: File exists.\n")
 
 
 def test_users_and_tokens_are_made_beside_a_running_director(tmp_path, capsys, monkeypatch):

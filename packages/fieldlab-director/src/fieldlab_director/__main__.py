@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> str:
-    from fieldlab_director.app import serve
+    from fieldlab_director.app import make_private, serve
     from fieldlab_director.logs import configure
     from fieldlab_director.settings import Settings, limits_of
 
@@ -101,6 +101,7 @@ def _serve(options: argparse.Namespace) -> str:
     for descriptor in (options.ready_fd, options.lifeline_fd):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
+    make_private(settings.data)
     configure(settings.log)
     # The loop answers everybody, and may have to wait so long for a thread that reads logs, each time that it wakes.
     sys.setswitchinterval(0.001)

@@ -10,14 +10,17 @@ import asyncio
 import getpass
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fieldlab_common.accounts import Role, Scope
 from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ConfigurationError
 
 from fieldlab_director.store.base import Tx
-from fieldlab_director.upkeep_commands import add_places, settings_of
+from fieldlab_director.upkeep_commands import add_places, existing, is_there, settings_of
+
+if TYPE_CHECKING:
+    from fieldlab_director.settings import Settings
 
 __all__ = ["add_commands"]
 
@@ -28,19 +31,23 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add ``user …`` and ``token …`` to the command line."""
     user = commands.add_parser("user", help="users").add_subparsers(required=True, metavar="COMMAND")
     add = _named(user, "add", _add_user, "make a user; the password is asked for, or read from a pipe")
-    add.add_argument("--role", choices=list(Role), default=Role.MEMBER, help="what it may do (default: %(default)s)")
+    add.add_argument(
+        "--role", choices=[role.value for role in Role], default="member", help="what it may do (default: %(default)s)"
+    )
     add.add_argument("--no-password", action="store_true", help="a user who only uses tokens")
     _located(user.add_parser("list", help="list users"), _list_users)
     _named(user, "disable", _disable, "end all that a user may do, for now; what runs goes on")
     _named(user, "enable", _enable, "let a disabled user back in")
     role = _named(user, "role", _set_role, "give a user another role")
-    role.add_argument("role", choices=list(Role))
+    role.add_argument("role", choices=[role.value for role in Role])
     _named(user, "password", _set_password, "set a user's password, and end the user's logins")
     _named(user, "remove", _remove_user, "remove a user with experiments, results, secrets, infrastructures and tokens")
     token = commands.add_parser("token", help="tokens").add_subparsers(required=True, metavar="COMMAND")
     create = _named(token, "create", _create_token, "print a new token of a user; it is shown this once")
     create.add_argument("--label", default="", help="what it is for")
-    create.add_argument("--scope", choices=list(Scope), default=Scope.RUN, help="good for (default: %(default)s)")
+    create.add_argument(
+        "--scope", choices=[scope.value for scope in Scope], default="run", help="good for (default: %(default)s)"
+    )
     create.add_argument("--expires", metavar="TIME", help="how long it is good for, like 90d (default: for good)")
     _named(token, "list", _list_tokens, "list a user's tokens, without their texts")
     revoke = _named(token, "revoke", _revoke_token, "end a token of a user, at once")
@@ -72,8 +79,10 @@ def _add_user(options: argparse.Namespace) -> str:
     from fieldlab_director.services.passwords import hash_password
 
     hashed = None if options.no_password else hash_password(_ask_password())
-    _command(options, lambda tx: add_user(tx, options.user, password=hashed, role=options.role))
-    return f"User {options.user!r} was made, as {options.role}."
+    new = not is_there(settings_of(options))
+    _transact(settings_of(options), lambda tx: add_user(tx, options.user, password=hashed, role=Role(options.role)))
+    where = f" There was no director's data in {options.data}: it was made, too." if new else ""
+    return f"User {options.user!r} was made, as {options.role}.{where}"
 
 
 def _list_users(options: argparse.Namespace) -> str:
@@ -133,9 +142,10 @@ def _change(
 
 
 def _create_token(options: argparse.Namespace) -> str:
-    from fieldlab_director.services.accounts import create_token
+    from fieldlab_director.services.accounts import check_lasting, create_token
 
-    lasts = parse_duration(options.expires) if options.expires else None
+    lasts = None if options.expires is None else parse_duration(options.expires)
+    check_lasting(lasts)
 
     def make(tx: Tx) -> str:
         expires = tx.now + lasts if lasts is not None else None
@@ -174,10 +184,14 @@ def _ask_password() -> str:
 
 
 def _command(options: argparse.Namespace, fn: Callable[[Tx], T]) -> T:
+    return _transact(existing(options), fn)
+
+
+def _transact(settings: Settings, fn: Callable[[Tx], T]) -> T:
     from fieldlab_director.app import open_store
 
     async def run() -> T:
-        _, store = await open_store(settings_of(options))
+        _, store = await open_store(settings)
         try:
             return await store.write(fn)
         finally:

@@ -52,7 +52,7 @@ from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import ExperimentRow, UserRow
 from fieldlab_director.store.shelves import BucketShelf, FolderShelf, Shelf
 
-__all__ = ["Started", "open_blobs", "open_store", "serve", "sweep"]
+__all__ = ["Started", "make_private", "open_blobs", "open_store", "serve", "sweep"]
 
 log = structlog.get_logger("fieldlab.director")
 
@@ -64,17 +64,56 @@ END_RUNS_SECONDS = 30.0  # an ephemeral director waits so long for its runs to e
 def check_listening(settings: Settings) -> None:
     """Hold that nobody listens in: beyond loopback there is TLS, here or in a proxy in front.
 
+    It comes before anything is made: of a first start that fails later, nobody would see the password.
+
     Raises:
-        ConfigurationError.
+        ConfigurationError: it would not be so, or the port or the files of TLS cannot be used.
     """
+    if not 0 <= settings.port <= 65535:
+        raise ConfigurationError(
+            f"There is no port {settings.port}.", advice="Give one from 1 to 65535; 0: a free one."
+        )
     if (settings.certificate is None) is not (settings.key is None):
         raise ConfigurationError("A certificate and its key are given together, or neither.")
+    if settings.certificate is not None and settings.key is not None:
+        _check_certificate(settings.certificate, settings.key)
+    if settings.ca is not None:
+        _check_ca(settings.ca)
     if settings.certificate or settings.behind_proxy or _is_loopback(settings.host):
         return
     raise ConfigurationError(
         f"Listening at {settings.host!r} would send tokens in the clear.",
         advice="Give --certificate and --key, or --behind-proxy if a proxy does TLS, or listen at 127.0.0.1.",
     )
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    for path in (certificate, key):
+        _check_readable(path)
+    try:
+        # A key with a passphrase would be asked for at the terminal, which a service does not have.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        why = error.reason or "they are not PEM files"
+        raise ConfigurationError(
+            f"The certificate {certificate} and the key {key} cannot be used: {why}.",
+            advice="Both are PEM files, the key without a passphrase, and they belong together.",
+        ) from error
+
+
+def _check_ca(ca: Path) -> None:
+    _check_readable(ca)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"{ca} has no certificate.", advice="Give a PEM file with the CA's.") from error
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +165,7 @@ async def open_store(settings: Settings) -> tuple[Vault, Store]:
     Raises:
         ConfigurationError: they cannot be used, or do not belong together.
     """
-    _make_private(settings.data)
+    make_private(settings.data)
     vault = open_vault(settings.key_file)
     store = await Database(path=settings.database, url=settings.database_url).open()
     try:
@@ -153,7 +192,12 @@ async def sweep(settings: Settings) -> Swept:
 # --- the order of starting -------------------------------------------------------------------------------------------
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """Make the data folder, if it is not there, and keep others out of it.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -163,7 +207,7 @@ def _make_private(folder: Path) -> None:
 
 @contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    _make_private(settings.data)
+    make_private(settings.data)
     with settings.lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -107,8 +107,10 @@ _PROCESSORS: tuple[structlog.typing.Processor, ...] = (
 
 
 def configure(path: Path) -> None:
-    """Send what structlog and ``logging`` get to ``path`` and to standard error. Called once, by the program."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Send what structlog and ``logging`` get to ``path``, in a folder that is there, and to standard error.
+
+    Called once, by the program.
+    """
     file = LogFile(path)
     logging.basicConfig(level=logging.INFO, handlers=[_Handler(file)], force=True)
     structlog.configure(

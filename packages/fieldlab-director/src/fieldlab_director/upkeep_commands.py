@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fieldlab_director.settings import Settings
     from fieldlab_director.store.backup import Backup
 
-__all__ = ["add_places", "add_upkeep", "settings_of"]
+__all__ = ["add_places", "add_upkeep", "existing", "is_there", "settings_of"]
 
 
 def add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,6 +51,26 @@ def settings_of(options: argparse.Namespace, **more: Any) -> Settings:
     )
 
 
+def is_there(settings: Settings) -> bool:
+    """Whether there is a database; one that is not a file, or is not there yet, says so itself when it is opened."""
+    return settings.database_url is not None or settings.database.exists()
+
+
+def existing(options: argparse.Namespace) -> Settings:
+    """The settings of a director that is there: a command about a folder with a slip in its name is to make no other.
+
+    Raises:
+        ConfigurationError: there is no database.
+    """
+    settings = settings_of(options)
+    if not is_there(settings):
+        raise ConfigurationError(
+            f"There is no director's data in {options.data}.",
+            advice="Give the folder of `fieldlab-director serve --data`, and --database if it has one.",
+        )
+    return settings
+
+
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -66,7 +86,7 @@ def _command(
 def _migrate(options: argparse.Namespace) -> str:
     from fieldlab_director.store.databases import Database
 
-    settings = settings_of(options)
+    settings = existing(options)
     database = Database(path=settings.database, url=settings.database_url)
     steps = database.pending()
     if not steps:
@@ -80,14 +100,14 @@ def _migrate(options: argparse.Namespace) -> str:
 def _sweep(options: argparse.Namespace) -> str:
     from fieldlab_director.app import sweep
 
-    done = asyncio.run(sweep(settings_of(options)))
+    done = asyncio.run(sweep(existing(options)))
     return f"{done.let_go} blobs lost an owner, {done.removed} were removed, {done.expired} uploads were thrown away."
 
 
 def _backup(options: argparse.Namespace) -> str:
     from fieldlab_director.store.backup import backup
 
-    settings = _on_sqlite(options)
+    settings = _on_sqlite(existing(options))
     made = backup(settings.database, _folder_of_blobs(settings), options.target.absolute())
     return (
         f"The backup is in {options.target}: the database, and {_blobs_of(made)}.\n"
@@ -98,7 +118,7 @@ def _backup(options: argparse.Namespace) -> str:
 def _restore(options: argparse.Namespace) -> str:
     from fieldlab_director.store.backup import restore
 
-    settings = _on_sqlite(options)
+    settings = _on_sqlite(settings_of(options))
     made = restore(options.source.absolute(), settings.database, _folder_of_blobs(settings))
     said = f"{options.data} has the database, and {_blobs_of(made)}."
     if not settings.key_file.exists():
@@ -110,13 +130,12 @@ def _restored(options: argparse.Namespace) -> str:
     from fieldlab_director.store.backup import mark_restored
     from fieldlab_director.store.databases import Database
 
-    settings = settings_of(options)
+    settings = existing(options)
     mark_restored(Database(path=settings.database, url=settings.database_url))
     return "Executors and readers that know more than the database may go on."
 
 
-def _on_sqlite(options: argparse.Namespace) -> Settings:
-    settings = settings_of(options)
+def _on_sqlite(settings: Settings) -> Settings:
     if settings.database_url is not None:
         raise ConfigurationError(
             "A database on PostgreSQL is backed up with its own tools.",

@@ -23,6 +23,7 @@ __all__ = [
     "MOST_TOKENS",
     "add_user",
     "change_user",
+    "check_lasting",
     "create_token",
     "find_user",
     "log_in",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 LOGIN_SECONDS = 30 * 86_400.0  # a login is good for so long
+MOST_SECONDS = 10 * 365 * 86_400.0  # a token that expires does so within ten years
 MOST_TOKENS = 200  # of one user, logins included
 REMEMBERED = 90 * 86_400.0  # seconds: so long a token that is not good any more is told why
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
@@ -152,6 +154,18 @@ def remove_user(tx: Tx, name: str) -> None:
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def check_lasting(seconds: float | None) -> None:
+    """Hold that a token, good for that long (None: for good), is good for some time.
+
+    Raises:
+        InvalidRequest.
+    """
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        raise InvalidRequest(
+            "A token lasts more than no time, and at most ten years.", details={"path": "$.expires_in"}
+        )
 
 
 def create_token(

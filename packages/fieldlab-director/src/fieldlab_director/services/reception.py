@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reception"]
 
-MOST_SECONDS = 10 * 365 * 86_400.0  # a token that expires does so within ten years
-
 
 class Reception:
     """What is asked about accounts; a part of ``Desk``."""
@@ -84,10 +82,7 @@ class Reception:
     async def create_token(self, ask: Ask) -> NewToken:
         """A token of the caller."""
         lasts = ask.body.expires_in
-        if lasts is not None and not 0 < lasts <= MOST_SECONDS:
-            raise InvalidRequest(
-                "A token lasts more than no time, and at most ten years.", details={"path": "$.expires_in"}
-            )
+        accounts.check_lasting(lasts)
 
         def make(tx: Tx) -> NewToken:
             expires = None if lasts is None else tx.now + lasts

@@ -148,7 +148,10 @@ def postgres_engine(url: str, *, pool: int = 1, **options: Any) -> sa.Engine:
     """
     settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
     try:
-        where = sa.make_url(url).set(drivername="postgresql+psycopg")
+        where = sa.make_url(url)
+        if where.get_backend_name() not in ("postgresql", "postgres"):
+            raise ValueError(where.drivername)
+        where = where.set(drivername="postgresql+psycopg")
         engine = sa.create_engine(
             where,
             pool_size=pool,
@@ -158,7 +161,7 @@ def postgres_engine(url: str, *, pool: int = 1, **options: Any) -> sa.Engine:
         )
     except (sa.exc.ArgumentError, ValueError) as error:
         raise ConfigurationError(
-            "The URL of the database cannot be read.", advice="postgresql://user@host/db"
+            "--database is no URL of a PostgreSQL database.", advice="Give one like postgresql://user@host/name."
         ) from error
     except ModuleNotFoundError as error:
         raise ConfigurationError(
