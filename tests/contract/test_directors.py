@@ -325,6 +325,11 @@ def test_pages_are_read_by_cursor(client: fl.Client) -> None:
     for lane in p.Lane:
         records = session(client).call("records", p.RecordPage, path=path, query={"lane": lane.value})
         assert tuple(every("records", p.RecordPage, "records", lane=lane.value)) == records.records
+        for one in run.info.deployments:
+            own = tuple(entry for entry in records.records if entry.deployment == one.name)
+            assert tuple(every("records", p.RecordPage, "records", lane=lane.value, deployment=one.name)) == own
+    with pytest.raises(fl.NotFound):
+        session(client).call("records", p.RecordPage, path=path, query={"lane": "bulk", "deployment": "nobody"})
     with pytest.raises(fl.InvalidRequest):
         session(client).call("records", p.RecordPage, path=path)
     for wrong in ({"lane": "slow"}, {"lane": "bulk", "limit": 0}, {"lane": "bulk", "after": -1}):

@@ -331,6 +331,19 @@ def test_logs_are_followed_to_the_end(one: Stage) -> None:
     assert one.run.results["a"]["work"].logs[1].text == "two"
 
 
+def test_the_log_of_one_deployment_is_read_without_those_of_the_others(
+    two: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[p.RecordPage] = []
+    read = two.run._source.records
+    monkeypatch.setattr(two.run._source, "records", lambda *ask: pages.append(read(*ask)) or pages[-1])
+    for text in ("first\n", "second\n"):
+        for actor in two.actors:
+            actor.report(p.LogRecord(step="work", text=text), lane="bulk", journal=f"j-{actor.name}")
+    assert [line.text for line in two.run.logs(node="b")] == ["first", "second"]
+    assert {entry.deployment for page in pages for entry in page.records} == {"b"}
+
+
 def test_logs_are_of_one_node_and_since_a_time(two: Stage) -> None:
     for actor in two.actors:
         actor.report(p.LogRecord(step="work", text=f"on {actor.name}\n"), lane="bulk", journal=f"j-{actor.name}")

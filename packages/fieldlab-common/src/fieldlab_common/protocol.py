@@ -521,7 +521,7 @@ _ROWS = (
         method="GET",
         path=_RUN + "/records",
         callers=_VIEWER,
-        query={"lane": str, **_CURSOR},
+        query={"lane": str, "deployment": str, **_CURSOR},
         response=RecordPage,
         errors=(e.NotFound,),
     ),

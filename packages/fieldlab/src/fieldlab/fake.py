@@ -437,8 +437,10 @@ class Desk:
         if lane not in set(p.Lane):
             raise e.InvalidRequest("lane must be control or bulk.", details={"path": "?lane"})
         after = ask.query.get("after", 0)
-        page = run.records(p.Lane(lane), after, _wait(ask))
-        return replace(page, records=page.records[: ask.limit], cursor=min(page.cursor, after + ask.limit))
+        page = run.records(p.Lane(lane), after, _wait(ask), ask.query.get("deployment", ""))
+        if len(page.records) <= ask.limit:
+            return page
+        return replace(page, records=page.records[: ask.limit], cursor=page.records[ask.limit - 1].seq)
 
     def _on_events(self, ask: Ask) -> p.EventPage:
         after = ask.query.get("after", 0)

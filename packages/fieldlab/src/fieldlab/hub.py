@@ -230,13 +230,25 @@ class Hub:
                 deployments=tuple(_info(here) for here in self._here.values()),
             )
 
-    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
-        """Records after the cursor; held up to ``wait`` seconds while there is none."""
+    def records(self, lane: Lane, after: int, wait: float, deployment: str = "") -> p.RecordPage:
+        """Records after the cursor, of all deployments or of one; held up to ``wait`` seconds while there is none.
+
+        Raises:
+            NotFound: there is no such deployment.
+        """
         with self._changed:
-            kept = self._records[lane.value]
-            self._recorded.wait_for(lambda: len(kept) > after or self._state.terminal, timeout=wait or 0)
-            entries, state = tuple(kept.read(after)), self._state
-        return p.RecordPage(records=entries, cursor=after + len(entries), state=state)
+            if deployment and deployment not in self._here:
+                raise e.NotFound(f"The run has no deployment {deployment!r}.")
+            kept, found, looked = self._records[lane.value], list[p.RecordEntry](), after
+
+            def news() -> bool:
+                nonlocal found, looked
+                found = kept.read(looked, deployment)
+                looked = max(looked, len(kept))
+                return bool(found)
+
+            self._recorded.wait_for(lambda: news() or self._state.terminal, timeout=wait or 0)
+            return p.RecordPage(records=tuple(found), cursor=found[-1].seq if found else after, state=self._state)
 
     def events(self, after: int, wait: float) -> p.EventPage:
         """Events numbered above ``after``; held likewise."""

@@ -238,8 +238,8 @@ class LocalSource:
         self._hub.cancel(reason, deployments)
         return self._hub.info()
 
-    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
-        return self._hub.records(lane, after, wait)
+    def records(self, lane: Lane, after: int, wait: float, deployment: str = "") -> p.RecordPage:
+        return self._hub.records(lane, after, wait, deployment)
 
     def events(self, after: int, wait: float) -> p.EventPage:
         return self._hub.events(after, wait)

@@ -314,9 +314,10 @@ class Run:
             UnknownNameError: it has no such deployment, or nothing on that node.
         """
         wanted = LogFilter(deployments=self._named(deployment, node), step=step, stream=stream, since=moment(since))
+        (only,) = wanted.deployments if wanted.deployments and len(wanted.deployments) == 1 else ("",)
 
         def lines() -> Iterator[LogLine]:
-            return (line for line in assemble(self._log_records(follow)) if wanted.takes(line))
+            return (line for line in assemble(self._log_records(follow, only)) if wanted.takes(line))
 
         return lines() if follow else Logs(lines)
 
@@ -356,12 +357,12 @@ class Run:
                 self._cursor = page.cursor
         return bool(page.records)
 
-    def _log_records(self, follow: bool) -> Iterator[p.RecordEntry]:
+    def _log_records(self, follow: bool, deployment: str) -> Iterator[p.RecordEntry]:
         cursor, quiet_since = 0, self._clock()
         ended = False
         while True:
             wait = 1.0 if ended else (LONG_POLL if follow else 0.0)
-            page = self._source.records(Lane.BULK, cursor, wait)
+            page = self._source.records(Lane.BULK, cursor, wait, deployment)
             yield from page.records
             cursor = page.cursor
             if page.records:

@@ -40,8 +40,8 @@ class Readable(Protocol):
         """Stop it, or the named deployments of it."""
         ...
 
-    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
-        """Records after the cursor."""
+    def records(self, lane: Lane, after: int, wait: float, deployment: str = "") -> p.RecordPage:
+        """Records after the cursor, of all deployments or of the named one."""
         ...
 
     def events(self, after: int, wait: float) -> p.EventPage:
@@ -102,8 +102,10 @@ class DirectorSource:
         query = {"force": "true"} if force else {}
         self._session.call("delete_experiment", p.Empty, path=self._path, query=query, patience=PATIENCE)
 
-    def records(self, lane: Lane, after: int, wait: float) -> p.RecordPage:
+    def records(self, lane: Lane, after: int, wait: float, deployment: str = "") -> p.RecordPage:
         query = {"lane": lane.value, "after": after, "limit": PAGE}
+        if deployment:
+            query["deployment"] = deployment
         return self._session.call("records", p.RecordPage, path=self._path, query=query, wait=wait, patience=PATIENCE)
 
     def events(self, after: int, wait: float) -> p.EventPage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
 from fieldlab_common import protocol as p
@@ -31,15 +32,16 @@ class Spool:
         self._places.append((deployment, number, late, self._end, len(body)))
         self._end += len(body)
 
-    def read(self, after: int) -> list[p.RecordEntry]:
-        """The records after a cursor: a page of them, bounded in number and in bytes."""
+    def read(self, after: int, deployment: str = "") -> list[p.RecordEntry]:
+        """The records after a cursor, of all or of one: a page of them, bounded in number and in bytes."""
         found: list[p.RecordEntry] = []
         size = 0
-        for deployment, number, late, start, length in self._places[after : after + PAGE]:
+        for seq, (name, number, late, start, length) in enumerate(islice(self._places, after, None), after + 1):
+            if deployment not in ("", name):
+                continue
             record = wire.loads(p.Record, os.pread(self._file.fileno(), length, start))
-            seq = after + len(found) + 1
-            found.append(p.RecordEntry(seq=seq, deployment=deployment, number=number, record=record, late=late))
+            found.append(p.RecordEntry(seq=seq, deployment=name, number=number, record=record, late=late))
             size += length
-            if size > PAGE_BYTES:
+            if size > PAGE_BYTES or len(found) == PAGE:
                 break
         return found

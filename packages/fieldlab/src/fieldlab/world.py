@@ -155,9 +155,11 @@ class PlayedRun:
         self._after(lambda: self._hub.cancel(reason, deployments))
         return self._hub.info()
 
-    def records(self, lane: p.Lane, after: int, wait: float) -> p.RecordPage:
+    def records(self, lane: p.Lane, after: int, wait: float, deployment: str = "") -> p.RecordPage:
         """Records after the cursor."""
-        return self._held(wait, lambda: self._hub.records(lane, after, 0.0), lambda page: bool(page.records))
+        return self._held(
+            wait, lambda: self._hub.records(lane, after, 0.0, deployment), lambda page: bool(page.records)
+        )
 
     def events(self, after: int, wait: float) -> p.EventPage:
         """Events after the cursor."""

@@ -454,11 +454,11 @@ class Desk(Reception):
     async def records(self, ask: Ask) -> RecordPage:
         """Records of a lane after a cursor."""
         lane, after, limit = _lane(ask.needed("lane")), ask.query.get("after", 0), self._limit(ask)
-        most = self.settings.limits.page_bytes
+        most, only = self.settings.limits.page_bytes, ask.query.get("deployment", "")
 
         def question(tx: Tx) -> tuple[str, RecordPage, bool]:
             return records.records(
-                tx, ask.user, ask.path["experiment"], lane, after=after, limit=limit, most_bytes=most
+                tx, ask.user, ask.path["experiment"], lane, only, after=after, limit=limit, most_bytes=most
             )
 
         experiment_id, first, whole = await self.store.read(question)

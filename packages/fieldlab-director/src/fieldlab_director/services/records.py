@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import msgspec
+from fieldlab_common.errors import NotFound
 from fieldlab_common.protocol import ArtifactInfo, ArtifactList, Lane, Record, RecordEntry, RecordPage
 
 from fieldlab_director.services.experiments import find
@@ -26,15 +27,21 @@ class _Stored:
 
 
 def records(
-    tx: Tx, caller: UserCaller, experiment: str, lane: Lane, *, after: int, limit: int, most_bytes: int
+    tx: Tx, caller: UserCaller, experiment: str, lane: Lane, deployment: str, *, after: int, limit: int, most_bytes: int
 ) -> tuple[str, RecordPage, bool]:
     """The id of the experiment, its records after a cursor, and whether nothing more of that lane is to come.
 
+    ``deployment``: of that one alone, unless it is empty.
+
     Raises:
-        NotFound.
+        NotFound: the experiment, or the deployment.
     """
     row = find(tx, caller, experiment)
-    rows = tx.all(queries.RECORDS, _Stored, experiment_id=row.id, lane=lane, after=after, limit=limit)
+    part = {"lane": lane, "after": after, "limit": limit}
+    if deployment:
+        rows = tx.all(queries.RECORDS_OF, _Stored, deployment_id=_deployment(tx, row.id, deployment), **part)
+    else:
+        rows = tx.all(queries.RECORDS, _Stored, experiment_id=row.id, **part)
     entries: list[RecordEntry] = []
     size = 0
     for stored in rows:
@@ -55,6 +62,13 @@ def artifacts(tx: Tx, caller: UserCaller, experiment: str) -> ArtifactList:
     """
     row = find(tx, caller, experiment)
     return ArtifactList(artifacts=tuple(tx.all(queries.ARTIFACTS, ArtifactInfo, experiment_id=row.id)))
+
+
+def _deployment(tx: Tx, experiment_id: str, name: str) -> str:
+    found: str | None = tx.value(queries.DEPLOYMENT_ID, experiment_id=experiment_id, name=name)
+    if found is None:
+        raise NotFound(f"The experiment has no deployment {name!r:.80}.", advice="run.info.deployments lists them.")
+    return found
 
 
 def _entry(stored: _Stored) -> RecordEntry:

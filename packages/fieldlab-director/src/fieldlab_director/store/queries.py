@@ -247,6 +247,7 @@ USING = (  # runs that have something on an infrastructure, or will have
     .distinct()
     .order_by(_e.c.name)
 )
+DEPLOYMENT_ID = sa.select(_d.c.id).where(_d.c.experiment_id == _p("experiment_id"), _d.c.name == _p("name"))
 STANDING = sa.select(_d.c.epoch, _d.c.ended, _d.c.drained).where(_d.c.id == _p("id"))
 DEPLOYMENTS = sa.select(_d).where(_d.c.experiment_id == _p("experiment_id")).order_by(_d.c.position)
 DEPLOYMENT_STATES = sa.select(_d.c.state).where(_d.c.experiment_id == _p("experiment_id")).distinct()
@@ -306,13 +307,15 @@ JOURNAL = sa.select(_j.c.acked, _j.c.restored).where(*_JOURNAL)
 GO_ON = sa.update(_j).where(*_JOURNAL).values(restored=False)
 SET_ACKED = sa.update(_j).where(*_JOURNAL).values(acked=_p("acked"))
 ADD_RECORD = sa.insert(_r)
-RECORDS = (
+_RECORDS = (
     sa.select(_r.c.seq, _d.c.name.label("deployment"), _r.c.number, _r.c.late, _r.c.data)
     .join_from(_r, _d, _r.c.deployment_id == _d.c.id)
-    .where(_r.c.experiment_id == _p("experiment_id"), _r.c.lane == _p("lane"), _r.c.seq > _p("after"))
+    .where(_r.c.lane == _p("lane"), _r.c.seq > _p("after"))
     .order_by(_r.c.seq)
     .limit(_p("limit"))
 )
+RECORDS = _RECORDS.where(_r.c.experiment_id == _p("experiment_id"))
+RECORDS_OF = _RECORDS.where(_r.c.deployment_id == _p("deployment_id"))  # and no more: so its index is taken
 _EVENT = _but(_v, "experiment_id")
 EVENT_BY_KEY = sa.select(*_EVENT).where(_v.c.experiment_id == _p("experiment_id"), _v.c.key == _p("key"))
 EVENTS = (

@@ -339,6 +339,7 @@ records = (
         sa.Column("number", _COUNTER, nullable=False),
         sa.Column("late", sa.Boolean, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),  # the record's JSON, as it came
+        sa.Index("ix_records_deployment_id_lane_seq", "deployment_id", "lane", "seq"),
     )
 )
 
