@@ -278,6 +278,7 @@ def test_a_deployment_name_is_unique():
         (lambda: Experiment("a/b"), InvalidNameError),
         (lambda: Experiment("e", reporting="loud"), DefinitionError),
         (lambda: Experiment("e", start_at=dt.datetime(2026, 1, 1)), DefinitionError),  # noqa: DTZ001
+        (lambda: Experiment("e", start_at=1.5e9), DefinitionError),  # type: ignore[arg-type]
         (lambda: Experiment("e", min_nodes=0), DefinitionError),
         (lambda: Experiment("e", on_prepare_failure="perhaps"), DefinitionError),
     ],

@@ -254,6 +254,15 @@ def test_conflicting_pins_of_two_tasks_are_a_problem():
     assert "numpy is pinned to 1 and to 2" in str(found.problems[0])
 
 
+def test_more_nodes_than_there_are_deployments_cannot_be_wished_for():
+    with DAG("d") as dag:
+        shell("true")()
+    two = [Node.dummy("a"), Node.dummy("b")]
+    assert not resolve(Experiment("e", min_nodes=2).map(dag, two), Store(), python="3.11").problems
+    (problem,) = resolve(Experiment("e", min_nodes=3).map(dag, two), Store(), python="3.11").problems
+    assert problem.message == "min_nodes=3, and there are 2 deployments."
+
+
 def test_an_empty_experiment_is_a_problem():
     assert resolve(Experiment("e"), Store(), python="3.11").problems
 

@@ -95,6 +95,14 @@ def test_a_range_is_what_was_asked_for(ada, asked, begin, end):
     assert answer.headers["content-range"] == f"bytes {begin}-{begin + len(answer.content) - 1}/{len(DATA)}"
 
 
+def test_bytes_that_are_lost_are_an_error_and_no_answer_that_is_cut(ada, lab):
+    put(ada.http, DATA)
+    asyncio.run(lab.desk.blobs.shelf.remove(DIGEST))
+    answer = ada.http.get(f"/v1/blobs/{DIGEST}")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "same --blobs" in answer.json()["detail"] + answer.json().get("advice", "")
+
+
 def test_a_range_beyond_the_end_is_not_satisfiable(ada):
     put(ada.http, DATA)
     answer = ada.http.get(f"/v1/blobs/{DIGEST}", headers={"Range": f"bytes={len(DATA)}-"})

@@ -239,6 +239,11 @@ def test_a_time_without_a_zone_is_refused(client: Client) -> None:
         client.experiments(since=dt.datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
 
 
+def test_a_state_that_no_experiment_has_is_refused_with_those_that_there_are(client: Client) -> None:
+    with pytest.raises(DefinitionError, match="state='done': it is one of preparing, ready, running"):
+        client.experiments(state="done")
+
+
 def test_experiments_are_read_page_by_page(client: Client) -> None:
     assert [one.name for one in client.experiments()] == ["e0", "e1", "e2", "e3", "e4"]
     assert len(client.experiments(limit=3)) == 3

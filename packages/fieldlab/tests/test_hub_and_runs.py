@@ -566,6 +566,31 @@ def test_a_terminal_gets_a_table_that_nodes_cannot_drive(one: Stage) -> None:
     assert "\x1b]0;" not in out.getvalue()
 
 
+def test_who_watches_or_waits_for_a_run_in_the_line_is_told_for_which_nodes_it_waits(
+    one: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [
+        p.WaitsFor(node="pi-1", runs=("mine",), others=2),
+        p.WaitsFor(node="pi-2", before=1),
+        *(p.WaitsFor(node=f"pi-{n}", others=1) for n in range(3, 6)),
+    ]
+    info = dataclasses.replace(one.run.info, state=E.PREPARING, waits_for=tuple(held))
+    infos = [info, dataclasses.replace(info, state=E.CANCELLED, waits_for=())]
+    monkeypatch.setattr(one.hub, "info", lambda: infos.pop(0) if len(infos) > 1 else infos[0])
+    said = (
+        "waits for pi-1 (held by your run 'mine' and 2 runs of others), pi-2 (1 run before this one in line), "
+        "pi-3 (held by 1 run of others), 2 more"
+    )
+    out = io.StringIO()
+    one.run.watch(file=out, logs=False)
+    assert f"exp is preparing, and {said}\n" in out.getvalue()
+    assert "exp is cancelled\n" in out.getvalue()
+    infos[:] = [info]
+    with pytest.raises(WaitTimeout) as caught:
+        one.run.wait(timeout=0)
+    assert f"1 running; it {said}." in str(caught.value)
+
+
 def test_a_dumb_terminal_gets_lines(one: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     one.actors[0].end()

@@ -59,6 +59,8 @@ def test_lines_are_filtered_by_deployment_step_and_stream() -> None:
     assert texts(LogFilter()) == "1234"
     assert texts(LogFilter(deployments=frozenset({"d"}), step="s")) == "13"
     assert texts(LogFilter(stream="stderr")) == "3"
+    with pytest.raises(DefinitionError, match="stream='err': it is one of stdout, stderr"):
+        LogFilter(stream="err")
 
 
 def test_what_came_after_its_deployment_was_given_up_says_so() -> None:

@@ -86,7 +86,8 @@ class FieldlabError(Exception):
         self.details: dict[str, object] = dict(details or {})
 
     def __str__(self) -> str:
-        return f"{self.message} {self.advice}".rstrip()
+        between = "\n" if "\n" in self.message else " "  # what has several lines is not continued on the last of them
+        return f"{self.message.rstrip()}{between}{self.advice}".rstrip()
 
 
 # --- what a user defines ---------------------------------------------------------------------------------------------

@@ -54,8 +54,10 @@ class Experiment:
     ) -> None:
         if reporting not in REPORTING:
             raise DefinitionError(f"reporting={reporting!r}: it is one of {', '.join(REPORTING)}.")
-        if start_at is not None and start_at.tzinfo is None:
-            raise DefinitionError("start_at has no time zone.", advice="Use datetime(..., tzinfo=...).")
+        if start_at is not None and (not isinstance(start_at, dt.datetime) or start_at.tzinfo is None):
+            raise DefinitionError(
+                f"start_at={start_at!r:.80} is no time with a time zone.", advice="Use datetime(..., tzinfo=...)."
+            )
         if min_nodes is not None and min_nodes < 1:
             raise DefinitionError(f"min_nodes={min_nodes}: it is at least 1.")
         if on_prepare_failure not in ON_PREPARE_FAILURE:

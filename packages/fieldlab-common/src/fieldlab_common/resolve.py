@@ -100,6 +100,9 @@ class _Resolver:
     def run(self) -> Resolution:
         if not len(self._experiment):
             self._problems.append(Problem(code="definition", message="The experiment has no deployment: map a DAG."))
+        if (self._experiment.min_nodes or 1) > len(self._experiment) > 0:
+            message = f"min_nodes={self._experiment.min_nodes}, and there are {len(self._experiment)} deployments."
+            self._problems.append(Problem(code="definition", message=message))
         for assignment in self._experiment.assignments:
             self._assign(assignment)
         self._across_nodes()

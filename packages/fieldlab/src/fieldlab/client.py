@@ -192,8 +192,11 @@ class Client:
         ``state``: those in one state; ``name``: those whose name fits a pattern such as ``"dns-*"`` (``*``: any
         characters, ``?``: one; upper and lower case are alike); ``since``: those submitted from a time (with a time
         zone) on, or within a duration such as ``"2d"`` or seconds.
+
+        Raises:
+            DefinitionError: there is no such state, or it is no time.
         """
-        wanted = {"state": None if state is None else ExperimentState(state).value, "name": name, "since": _time(since)}
+        wanted = {"state": None if state is None else _state(state), "name": name, "since": _time(since)}
         found, after = Experiments(), None
         while len(found) < limit:
             query = {**wanted, "limit": min(limit - len(found), 200), "after": after}
@@ -273,6 +276,13 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of {self.endpoint}>"
+
+
+def _state(state: str) -> str:
+    try:
+        return ExperimentState(state).value
+    except ValueError:
+        raise DefinitionError(f"state={state!r:.80}: it is one of {', '.join(ExperimentState)}.") from None
 
 
 def _host(endpoint: str) -> str:

@@ -27,6 +27,7 @@ __all__ = ["Assembler", "LogFilter", "LogLine", "Logs", "Since", "assemble", "mo
 
 MAX_LINE = 64 * 1024  # a longer line is handed out in pieces
 MAX_OPEN = 4 * 1024 * 1024  # characters of lines that were not ended yet; beyond, the oldest is handed out as it is
+STREAMS = ("stdout", "stderr", "log", "executor", "gap")
 SHOWN = 20  # lines that are shown when logs are printed by ``repr``
 
 Since: TypeAlias = float | str | dt.datetime | dt.timedelta
@@ -130,12 +131,19 @@ class LogFilter:
     """Which lines are wanted; None: all. Those of a step that is a DAG are those of the steps inside of it.
 
     ``since`` is in seconds since the epoch, by the nodes' clocks.
+
+    Raises:
+        DefinitionError: there is no such stream.
     """
 
     deployments: frozenset[str] | None = None
     step: str | None = None
     stream: str | None = None
     since: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream not in (None, *STREAMS):
+            raise DefinitionError(f"stream={self.stream!r:.80}: it is one of {', '.join(STREAMS)}.")
 
     def takes(self, line: LogLine) -> bool:
         """Whether the line is wanted. Gaps are, wherever their deployment is."""

@@ -28,6 +28,7 @@ from fieldlab.ledger import Ledger
 from fieldlab.logs import Assembler, LogFilter, LogLine, Logs, Since, assemble, moment
 from fieldlab.results import DeploymentResults, Reader, Results
 from fieldlab.source import LONG_POLL, Source
+from fieldlab.standing import standing
 from fieldlab.text import clean, closest, counted, html_table, instant, listed, one_line, table
 from fieldlab.timeline import Timeline, timeline_of
 
@@ -209,7 +210,7 @@ class Run:
             left = LONG_POLL if deadline is None else deadline - self._clock()
             if left <= 0:
                 raise WaitTimeout(
-                    f"Run {self.name!r} did not end within {timeout:g} s; it is {info.state.value}: {_standing(info)}.",
+                    f"Run {self.name!r} did not end within {timeout:g} s; it is {info.state.value}: {standing(info)}.",
                     advice="It goes on. Wait longer, look at run.watch(), or stop it with run.cancel().",
                 )
             settling = all(d.state.terminal for d in info.deployments)
@@ -312,6 +313,7 @@ class Run:
 
         Raises:
             UnknownNameError: it has no such deployment, or nothing on that node.
+            DefinitionError: there is no such stream.
         """
         wanted = LogFilter(deployments=self._named(deployment, node), step=step, stream=stream, since=moment(since))
         (only,) = wanted.deployments if wanted.deployments and len(wanted.deployments) == 1 else ("",)
@@ -424,13 +426,6 @@ class Run:
 
 
 _NOTHING_COMES = (Reason.SILENT, Reason.EXECUTOR_LOST, Reason.LAUNCH_FAILED, Reason.PREPARE_FAILED)
-
-
-def _standing(info: p.ExperimentInfo) -> str:
-    counts: dict[str, int] = {}
-    for deployment in info.deployments:
-        counts[deployment.state.value] = counts.get(deployment.state.value, 0) + 1
-    return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no deployments"
 
 
 def _why(deployment: DeploymentResults) -> str:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState, StepState
+from fieldlab_common.protocol import ExperimentInfo
 
 from fieldlab.logs import LogLine
 from fieldlab.results import DeploymentResults, Results
+from fieldlab.standing import waiting
 from fieldlab.text import clean, duration, html_table, instant, one_line
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Lines:
 
     def show(self, results: Results, lines: Iterable[LogLine]) -> None:
         """Write what changed since the last time."""
-        self._changed("", "", f"{one_line(results.info.name)} is {results.info.state.value}")
+        self._changed("", "", f"{one_line(results.info.name)} is {_state(results.info)}")
         for name in results:
             one = results[name]
             why = f": {one_line(one.message, 200)}" if one.message and one.state.terminal else ""
@@ -137,7 +139,7 @@ class Cell:
     def show(self, results: Results, lines: Iterable[LogLine]) -> None:
         """Replace what is shown, if it is another."""
         self._tail.extend(lines)
-        caption = f"{results.info.name}: {results.info.state.value}"
+        caption = f"{results.info.name}: {_state(results.info)}"
         self._table = html_table(_HEADER, _rows(results), caption=caption)
         self._update("")
 
@@ -179,7 +181,7 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        title = f"{one_line(results.info.name)}: {results.info.state.value}"
+        title = f"{one_line(results.info.name)}: {_state(results.info)}"
         made = Table(title=Text(title), title_justify="left", expand=False)
         for header in _HEADER:
             made.add_column(header)
@@ -192,6 +194,10 @@ class Screen:
         self._live.stop()
         if note:
             self._console.print(note, markup=False, highlight=False)
+
+
+def _state(info: ExperimentInfo) -> str:
+    return ", and ".join(filter(None, (info.state.value, waiting(info))))
 
 
 _HEADER = ("deployment", "node", "state", "steps", "now", "for")

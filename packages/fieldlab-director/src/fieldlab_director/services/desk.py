@@ -72,6 +72,7 @@ from fieldlab_director.settings import Settings
 from fieldlab_director.store import queries
 from fieldlab_director.store.base import Store, Tx, deployment_topic, events_topic, experiment_topic
 from fieldlab_director.store.blobs import Blobs
+from fieldlab_director.store.shelves import begun
 
 __all__ = ["Ask", "Bytes", "Desk", "EventStream"]
 
@@ -390,7 +391,7 @@ class Desk(Reception):
         size = await self.store.read(lambda tx: blobs.locate(tx, ask.someone, digest))
         end = size if ask.end is None else min(ask.end, size)
         start = min(ask.start, size + 1)
-        chunks = self.blobs.shelf.read(digest, start, end)
+        chunks = await begun(self.blobs.shelf.read(digest, start, end))
         return Bytes(chunks=chunks, start=start, end=end, total=size)
 
     async def put_blob(self, ask: Ask) -> BlobStatus:

@@ -14,11 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from fieldlab_common.errors import ConfigurationError, NotFound, Unavailable
+from fieldlab_common.errors import ConfigurationError, InternalError, NotFound, Unavailable
 
 from fieldlab_director.store.disk import on_disk, sync_folder
 
-__all__ = ["BucketShelf", "FolderShelf", "Shelf"]
+__all__ = ["BucketShelf", "FolderShelf", "Shelf", "begun"]
 
 CHUNK = 1024 * 1024
 PIECE = 8 * 1024 * 1024  # bytes of one request to a bucket: at most 10,000 of them make a blob
@@ -221,6 +221,29 @@ def _failures() -> tuple[type[Exception], ...]:
 def _brief(error: BaseException) -> str:
     """What obstore says, without its source's structure."""
     return str(error).partition("\n\nDebug source")[0].strip().rstrip(".")
+
+
+async def begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of a blob that the database knows, of which the first are read: now it is an error if they cannot be,
+    later it would be an answer that is cut.
+
+    Raises:
+        InternalError: they are not there. Unavailable: the bucket does not answer.
+    """
+    try:
+        first = await anext(chunks, b"")
+    except NotFound as error:
+        raise InternalError(
+            f"{error.message} The database has it, so that its bytes are lost, or elsewhere.",
+            advice="The director's admin can see whether all directors on its database were given the same --blobs.",
+        ) from error
+    return _continued(first, chunks)
+
+
+async def _continued(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
 
 
 def _key(digest: str) -> str:
