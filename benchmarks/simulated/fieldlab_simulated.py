@@ -14,6 +14,7 @@ from typing import ClassVar
 from fieldlab_common import wire
 from fieldlab_common.node import Node
 from fieldlab_director.connectors.base import (
+    Checked,
     Done,
     DrainRequest,
     Launched,
@@ -47,9 +48,9 @@ class SimulatedConnector:
         self._to = str(opening.options["socket"])
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
-    async def check(self, request: Nothing) -> Done:
+    async def check(self, request: Nothing) -> Checked:
         """Nothing can be wrong."""
-        return Done()
+        return Checked()
 
     async def nodes(self, request: Nothing) -> Listed:
         """All of them, always."""

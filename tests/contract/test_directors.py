@@ -118,6 +118,17 @@ def test_who_and_what_is_there(client: fl.Client) -> None:
     assert nodes["a"].availability is fl.Availability.AVAILABLE
 
 
+def test_infrastructure_is_tried_node_by_node(client: fl.Client) -> None:
+    lab = name()
+    client.infrastructures.attach(lab, fl.Local(nodes=[f"{lab}-x"]))
+    lines = client.infrastructures.check(lab)
+    assert [line for line in lines if line.needed and not line.ok] == []
+    assert "executor" in [line.what for line in lines]
+    assert "what came back" in repr(lines)
+    with pytest.raises(fl.NotFound):
+        client.infrastructures.check(name())
+
+
 def test_infrastructure_that_is_detached_is_gone_and_gives_its_name_back(client: fl.Client) -> None:
     lab = name()
     for _ in range(2):

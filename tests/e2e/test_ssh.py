@@ -20,6 +20,31 @@ def lab(tmp_path: Path) -> Iterator[netlab.Netlab]:
         yield made
 
 
+def test_hosts_wait_for_the_directors_own_key_to_be_let_in(
+    client: fl.Client, lab: netlab.Netlab, name: str, tmp_path: Path
+) -> None:
+    host = lab.host("one")
+    spec = fl.SSH(
+        hosts=[{"name": f"{name}-one", "host": host.address, "user": "root"}],
+        host_keys=[host.public_key],
+        link="tunnel",
+    )
+    made = client.infrastructures.attach(name, spec)
+    assert made.info.state == "unavailable"
+    assert "authorized_keys of root there: ssh-ed25519 " in made.info.message
+    host.authorize(made.info.message.split("there: ")[1])
+    lines = made.check()
+    assert [line for line in lines if line.needed and not line.ok] == []
+    assert {line.what for line in lines} >= {"reachable", "login", "executor", "clock"}
+    assert client.infrastructures.get(name).info.state == "ready"
+    with fl.DAG("d") as dag:
+        greet()
+    run = client.submit(fl.Experiment(name).map(dag, client.nodes().where(fl.node["infrastructure"] == name)))
+    run.events.wait("here", timeout=90)
+    run.events.send("go")
+    assert run.wait(timeout=90) is fl.ExperimentState.SUCCEEDED, run.results
+
+
 def test_a_run_on_two_hosts_goes_on_when_their_connections_are_lost(
     client: fl.Client, lab: netlab.Netlab, name: str, tmp_path: Path, until: Callable[..., fl.Results]
 ) -> None:

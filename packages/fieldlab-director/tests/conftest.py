@@ -24,11 +24,13 @@ import uvicorn
 from fieldlab_common.accounts import Role
 from fieldlab_common.course import NEVER
 from fieldlab_common.environment import Host
+from fieldlab_common.keeping import Checked
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState
-from fieldlab_common.node import Node
-from fieldlab_common.protocol import ClaimRequest, DeploymentSpec, Record, SubmitExperiment, Tagged
+from fieldlab_common.node import Availability, Node
+from fieldlab_common.protocol import CheckLine, ClaimRequest, DeploymentSpec, Record, SubmitExperiment, Tagged
 from fieldlab_common.wire import dumps, encode, frame
 from fieldlab_director.app import open_blobs, open_store
+from fieldlab_director.connectors.base import Surveyed
 from fieldlab_director.http import make_http
 from fieldlab_director.services.accounts import add_user, create_token
 from fieldlab_director.services.desk import Desk
@@ -59,10 +61,28 @@ class Fleet:
     """Infrastructure that has the nodes its options name."""
 
     surveyed: list[Mapping[str, Any]] = field(default_factory=list)
+    reason: str = ""  # why its nodes are offline
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
+    @property
+    def availability(self) -> Availability:
+        return Availability.OFFLINE if self.reason else Availability.AVAILABLE
+
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
         self.surveyed.append(options)
-        return [Node(name=node, infrastructure=name, os="linux") for node in options["nodes"]]
+        return self.seen(name, options)
+
+    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+        return self.seen(name, options)
+
+    def seen(self, name: str, options: Mapping[str, Any]) -> Surveyed:
+        nodes = tuple(
+            Node(name=node, infrastructure=name, os="linux", availability=self.availability, reason=self.reason)
+            for node in options["nodes"]
+        )
+        lines = tuple(
+            CheckLine(node=node.name, what="reachable", ok=not self.reason, said=self.reason) for node in nodes
+        )
+        return Surveyed(nodes=nodes, checked=Checked(lines=lines))
 
 
 @dataclass

@@ -46,6 +46,7 @@ nodes                   .    .    .   | 200  200  200  200   200   200   | !    
 infrastructures         .    .    .   | 200  200  200  200   200   200   | !    !       !     !     .       .    | !
 attach_infrastructure   .    .    .   | !    !    201  201   201   201   | !    !       !     !     .       .    | !
 detach_infrastructure   .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
+check_infrastructure    .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
 share_infrastructure    .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
 unshare_infrastructure  .    .    .   | !    !    200  200   -     -     | !    !       !     !     .       .    | !
 join_token              .    .    .   | !    !    201  201   -     -     | !    !       !     !     .       .    | !

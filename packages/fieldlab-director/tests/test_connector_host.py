@@ -23,7 +23,7 @@ EVIL = '''
 import asyncio, fcntl, os, sys, time
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.node import Node
-from fieldlab_director.connectors.base import Done, Listed, Observations, Stopped
+from fieldlab_director.connectors.base import Checked, Listed, Observations, Stopped
 
 print("a word while it is imported")
 
@@ -70,7 +70,7 @@ class Evil:
 
     async def check(self, request):
         await self.act("check")
-        return Done()
+        return Checked()
 
     async def nodes(self, request):
         await self.act("nodes")
@@ -233,7 +233,7 @@ def test_a_hanging_connector_does_not_delay_another_one(evil: str, tmp_path: Pat
     async def test(process: ConnectorProcess, notices: Notices) -> None:
         hanging = asyncio.create_task(process.call("check", NOTHING))
         fleet = ConnectorFleet(tmp_path, executable)
-        assert len(await fleet.survey("i1", "other", "local", {"nodes": 2})) == 2
+        assert len((await fleet.survey("i1", "other", "local", {"nodes": 2})).nodes) == 2
         assert not hanging.done()
         await fleet.close()
         hanging.cancel()

@@ -182,9 +182,24 @@ def on_site(request: pytest.FixtureRequest, tmp_path: Path, executable: Path) ->
     return run
 
 
+def test_what_it_tries_is_told_line_by_line(on_site: Callable[[Test], None]) -> None:
+    async def test(site: Site) -> None:
+        checked: b.Checked = await site.process.call("check", b.Nothing())
+        assert checked.hopeless() is None
+        nodes = {line.node for line in checked.lines}
+        assert len(nodes) == (1 if site.host is None else 3)
+        for node in nodes:
+            lines = {line.what: line for line in checked.lines if line.node == node}
+            assert {"executor", "Python", "folders", "space", "privileges", "packages", "clock"} <= set(lines)
+            assert lines["executor"].ok, lines["executor"]
+            assert lines["clock"].ok, lines["clock"]
+            assert str(site.folder.parent) in lines["folders"].said or site.host is not None
+
+    on_site(test)
+
+
 def test_it_lists_its_nodes_in_order_with_their_facts(on_site: Callable[[Test], None]) -> None:
     async def test(site: Site) -> None:
-        await site.process.call("check", b.Nothing())
         listed: b.Listed = await site.process.call("nodes", b.Nothing())
         assert [node.name for node in listed.nodes] == ["local-1", "local-2", "local-3"]
         assert {node.infrastructure for node in listed.nodes} == {"lab"}
@@ -368,7 +383,7 @@ def test_a_chatty_executors_log_stays_bounded(on_site: Callable[[Test], None]) -
         ({"nodes": [{"name": "a", "slots": "two"}]}, "slots as a number"),
         ({"elastic": 0}, "1 to 1000 elastic"),
         ({"elastic": 2, "nodes": 2}, "not both"),
-        ({"executable": "/nowhere"}, "no executor at /nowhere"),
+        ({"executable": "/nowhere"}, "There is no executor at /nowhere"),
     ],
 )
 def test_wrong_options_are_refused_with_what_is_wrong(
@@ -390,7 +405,7 @@ def test_named_nodes_have_their_own_properties(tmp_path: Path, executable: Path)
         nodes = [{"name": "a", "properties": {"site": "east"}}, {"name": "b"}]
         options = {"nodes": nodes, "executable": str(STANDIN)}
         found = await fleet.survey("i1", "lab", "local", options)
-        assert [(node.name, node.properties["site"]) for node in found] == [("a", "east"), ("b", "x")]
+        assert [(node.name, node.properties["site"]) for node in found.nodes] == [("a", "east"), ("b", "x")]
         await fleet.close()
 
     asyncio.run(test())

@@ -38,6 +38,9 @@ class People:
     def detach(self, **query: Any) -> Any:
         return self.owner.http.delete(f"/v1/infrastructures/{self.name}", params=query)
 
+    def check(self) -> Any:
+        return self.owner.http.post(f"/v1/infrastructures/{self.name}/check", json={})
+
     def sees(self, user: Any) -> bool:
         nodes = {node["name"] for node in user.http.get("/v1/nodes").json()["nodes"]}
         listed = {one["name"] for one in user.http.get("/v1/infrastructures").json()["infrastructures"]}
@@ -131,6 +134,36 @@ def test_what_is_drained_takes_no_new_run_and_goes_with_the_last(people: People)
     assert not people.sees(people.owner)
     told = people.owner.http.get(f"/v1/experiments/{experiment}").json()
     assert [one["node"] for one in told["deployments"]] == [people.node]
+
+
+def test_one_of_which_all_nodes_are_offline_is_unavailable_until_a_check_finds_one(people: People) -> None:
+    people.lab.fleet.reason = "It did not let the director in."
+    try:
+        made = people.attach().json()
+        refused = people.check()
+    finally:
+        people.lab.fleet.reason = ""
+    assert (made["state"], made["message"]) == ("unavailable", "It did not let the director in.")
+    assert [(line["node"], line["ok"]) for line in refused.json()["lines"]] == [(people.node, False)]
+    assert people.info(people.owner)["state"] == "unavailable"
+    assert [line["ok"] for line in people.check().json()["lines"]] == [True]
+    assert people.info(people.owner)["state"] == "ready"
+    (node,) = [one for one in people.owner.http.get("/v1/nodes").json()["nodes"] if one["name"] == people.node]
+    assert node["availability"] == "available"
+
+
+def test_whom_it_is_shared_with_cannot_have_it_tried(people: People) -> None:
+    people.attach()
+    people.share(people.other.name)
+    path = f"/v1/infrastructures/{people.name}/check"
+    assert people.other.http.post(path, json={}).status_code == 404
+
+
+def test_the_machine_of_another_director_is_not_tried_here(people: People) -> None:
+    people.attach()
+    table = schema.infrastructures
+    people.lab.write(lambda tx: tx.execute(table.update().where(table.c.name == people.name).values(home="elsewhere")))
+    assert (people.check().status_code, people.check().json()["code"]) == (409, "illegal_state")
 
 
 def test_what_was_let_go_keeps_no_credentials_and_gives_its_name_back(people: People) -> None:

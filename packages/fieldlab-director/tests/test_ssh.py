@@ -12,7 +12,7 @@ import netlab
 import pytest
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.node import Availability
-from fieldlab_common.protocol import Launch
+from fieldlab_common.protocol import CheckLine, Launch
 from fieldlab_director.connectors import base as b
 from fieldlab_director.connectors.host import ConnectorProcess
 
@@ -59,37 +59,50 @@ def ask(lab: netlab.Netlab, key: str, tmp_path: Path, executable: Path) -> Calla
     return run
 
 
+def failed(checked: b.Checked) -> CheckLine:
+    """Why no node can be used."""
+    line = checked.hopeless()
+    assert line is not None, checked
+    return line
+
+
 CHECK, NODES = ("check", b.Nothing()), ("nodes", b.Nothing())
 
 
 def test_a_host_whose_key_was_not_given_is_refused_with_the_line_to_add(
     ask: Callable[..., Any], lab: netlab.Netlab
 ) -> None:
-    with pytest.raises(ConnectorError, match=r"host key that was not given\. It has SHA256:") as caught:
-        ask(CHECK, host_keys=[])
-    assert lab.hosts[0].public_key in caught.value.advice
-    assert not caught.value.transient
-    with pytest.raises(ConnectorError, match="host key that was not given"):
-        ask(CHECK, host_keys=[lab.hosts[1].public_key.replace(lab.hosts[1].address, lab.hosts[0].address)])
+    line = failed(*ask(CHECK, host_keys=[]))
+    assert line.what == "host key"
+    assert "host key that was not given. It has SHA256:" in line.said
+    assert lab.hosts[0].public_key in line.advice
+    another = lab.hosts[1].public_key.replace(lab.hosts[1].address, lab.hosts[0].address)
+    (checked,) = ask(CHECK, host_keys=[another], key=None)
+    assert failed(checked).what == "host key"
+    assert not checked.pending
 
 
 def test_without_a_key_the_directors_own_is_to_be_let_in_and_stays_the_same(
     ask: Callable[..., Any], lab: netlab.Netlab, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConnectorError, match="did not let the director in") as caught:
-        ask(CHECK, key=None)
-    public = caught.value.advice.split(": ", 1)[1]
+    (checked,) = ask(CHECK, key=None)
+    line = failed(checked)
+    assert (line.what, checked.pending) == ("login", True)
+    assert "did not let the director in" in line.said
+    public = line.advice.split(": ", 1)[1]
     assert public.startswith("ssh-ed25519 ")
     assert (tmp_path / "i1" / "id_ed25519").stat().st_mode & 0o777 == 0o600
     lab.hosts[0].authorize(public)
     (checked,) = ask(CHECK, key=None)
-    assert checked == b.Done()
+    assert checked.hopeless() is None
+    assert not checked.pending
 
 
 def test_a_password_or_key_that_is_wrong_is_not_said_again(ask: Callable[..., Any]) -> None:
-    with pytest.raises(ConnectorError) as caught:
-        ask(CHECK, key=None, password="correct horse")
-    assert "horse" not in str(caught.value)
+    (checked,) = ask(CHECK, key=None, password="correct horse")
+    assert failed(checked).what == "login"
+    assert not checked.pending
+    assert "horse" not in str(checked)
     with pytest.raises(ConnectorError, match="key cannot be used") as caught:
         ask(CHECK, key="not a key at all")
     assert "not a key at all" not in str(caught.value)
@@ -103,15 +116,19 @@ def test_a_host_that_is_off_is_a_node_that_is_offline_and_the_other_one_works(
         checked, listed = ask(CHECK, NODES, nodes=["one", "two"])
     finally:
         lab.hosts[1].switch_on()
-    assert checked == b.Done()
+    assert checked.hopeless() is None
+    assert [(line.node, line.what) for line in checked.lines if not line.ok] == [("two", "reachable")]
     assert [node.availability for node in listed.nodes] == [Availability.AVAILABLE, Availability.OFFLINE]
     assert "cannot be reached" in listed.nodes[1].reason
     assert [node.properties.get("hostname") for node in listed.nodes] == ["one", None]
 
 
 def test_a_host_behind_another_is_reached_through_it(ask: Callable[..., Any], lab: netlab.Netlab) -> None:
-    (listed,) = ask(NODES, jump={"host": lab.hosts[1].address, "user": "root"})
+    jump = {"host": lab.hosts[1].address, "user": "root"}
+    listed, checked = ask(NODES, CHECK, jump=jump)
     assert listed.nodes[0].properties["hostname"] == "one"
+    assert f"through root@{lab.hosts[1].address}" in checked.lines[0].said
+    assert failed(*ask(CHECK, jump={**jump, "port": 9})).what == "jump host"
 
 
 def test_the_executor_is_sent_once(ask: Callable[..., Any], lab: netlab.Netlab) -> None:
@@ -124,9 +141,8 @@ def test_the_executor_is_sent_once(ask: Callable[..., Any], lab: netlab.Netlab) 
 
 
 def test_a_host_without_a_python_that_will_do_says_which_were_tried(ask: Callable[..., Any]) -> None:
-    with pytest.raises(ConnectorError, match=r"no Python 3.11 or newer among mine, python3, ") as caught:
-        ask(CHECK, nodes=["bare"], python="mine")
-    assert not caught.value.transient
+    line = failed(*ask(CHECK, nodes=["bare"], python="mine"))
+    assert "no Python 3.11 or newer among mine, python3, " in line.said
 
 
 def test_a_tunnel_keeps_its_port_for_who_was_told_of_it(ask: Callable[..., Any]) -> None:

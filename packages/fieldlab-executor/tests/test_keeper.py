@@ -137,7 +137,6 @@ def await_end(pid: int) -> None:
 
 def test_it_tells_what_its_node_is(keeper: Make) -> None:
     one = keeper()
-    one.call("check", Nothing())
     (node,) = one.call("nodes", Nothing()).nodes
     assert (node.os, node.properties["hostname"]) == (sys.platform, os.uname().nodename)
 

@@ -24,13 +24,14 @@ from enum import StrEnum
 from typing import Any
 
 from fieldlab_common.errors import ConnectorError, FieldlabError, InvalidMessage
-from fieldlab_common.messages import Launch, Tagged
+from fieldlab_common.messages import CheckLine, Launch, Tagged
 from fieldlab_common.node import Node
 
 __all__ = [
     "DEADLINES",
     "MAX_FRAME",
     "METHODS",
+    "Checked",
     "Done",
     "DrainRequest",
     "Frames",
@@ -88,6 +89,26 @@ class Nothing:
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """No answer but that it is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was tried, and what came of it; what is wrong with a node is a line, not an error.
+
+    ``pending``: no node can be used before somebody has done what the lines say, but then they can: it may be attached
+    as it is. Of a keeper: when the question was ``received`` and its answer ``sent``, by the node's clock.
+    """
+
+    lines: tuple[CheckLine, ...] = ()
+    pending: bool = False
+    received: float | None = None
+    sent: float | None = None
+
+    def hopeless(self) -> CheckLine | None:
+        """The first line that says why no node can be used; None: one can, or there is none yet."""
+        broken = [line for line in self.lines if line.needed and not line.ok]
+        usable = {line.node for line in self.lines} - {line.node for line in broken}
+        return broken[0] if broken and not usable else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +202,7 @@ class DrainRequest:
 
 
 METHODS: Mapping[str, tuple[type, type]] = {
-    "check": (Nothing, Done),
+    "check": (Nothing, Checked),
     "nodes": (Nothing, Listed),
     "prepare": (PrepareRequest, Prepared),
     "launch": (LaunchRequest, Launched),

@@ -32,6 +32,8 @@ __all__ = [
     "BlobStatus",
     "CancelDeployment",
     "CancelRequest",
+    "CheckLine",
+    "CheckList",
     "Claim",
     "ClaimRequest",
     "DeploymentInfo",
@@ -462,6 +464,28 @@ class InfrastructureList:
     """The infrastructures that the caller may see."""
 
     infrastructures: tuple[InfrastructureInfo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckLine:
+    """What came of one trial: ``what`` was tried, what came back (``said``), and what to do if it is not ``ok``.
+
+    ``node`` is empty if it is of all nodes. ``needed``: while it is not ok, nothing runs on the node.
+    """
+
+    node: str = ""
+    what: str
+    ok: bool = True
+    said: str = ""
+    advice: str = ""
+    needed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckList:
+    """An infrastructure that was tried, node by node."""
+
+    lines: tuple[CheckLine, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

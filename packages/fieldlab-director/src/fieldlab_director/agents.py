@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from fieldlab_common import wire
 from fieldlab_common.errors import ConnectorError, InvalidMessage, NotFound
 from fieldlab_common.keeping import DEADLINES, METHODS, Nothing, error_of
+from fieldlab_common.messages import CheckLine
+from fieldlab_common.node import Availability, Node
 
-from fieldlab_director.connectors.base import Done, Listed
+from fieldlab_director.connectors.base import Checked, Listed
 from fieldlab_director.connectors.kept import Heard, KeptNodes
 from fieldlab_director.services import agents
 from fieldlab_director.services.agents import AgentRow
@@ -119,9 +123,18 @@ class AgentInfrastructure(KeptNodes):
         """Seconds between two looks: agents tell at once what ends."""
         return 30.0
 
-    async def check(self, request: Nothing) -> Done:
-        """There is nothing to check before machines join."""
-        return Done()
+    async def check(self, request: Nothing) -> Checked:
+        """Try what a deployment needs on each machine that joined."""
+        listed = await self.nodes(request)
+        found = await asyncio.gather(*map(self._checked, listed.nodes))
+        return Checked(lines=tuple(chain.from_iterable(found)))
+
+    async def _checked(self, node: Node) -> tuple[CheckLine, ...]:
+        reached = CheckLine(node=node.name, what="reachable", said="Its agent is connected.", needed=True)
+        if node.availability is Availability.OFFLINE:
+            advice = "Is the machine on, and `fieldlab.pyz agent` at work there?"
+            return (replace(reached, ok=False, said=node.reason, advice=advice),)
+        return reached, *await self.check_node(node.name)
 
     async def nodes(self, request: Nothing) -> Listed:
         """The machines that joined, each as it said it is, or offline."""

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from fieldlab_executor.cache import cache_folder
 from fieldlab_executor.interpreters import find_python
 from fieldlab_executor.shelf import Bounds, Held, Shelf, Unavailable
 
-__all__ = ["BUILD_SECONDS", "Made", "PrepareFailed", "ensure", "find", "shelf_of"]
+__all__ = ["BUILD_SECONDS", "Made", "PrepareFailed", "ensure", "find", "installer", "shelf_of"]
 
 BUILD_SECONDS = 1500.0  # for an environment to be made; less than a director waits for it
 PROBE_SECONDS = 60.0
@@ -260,6 +261,11 @@ def _uv() -> str | None:
     return shutil.which("uv") or next(
         (path for path in map(os.path.expanduser, _UV_PLACES) if os.access(path, os.X_OK)), None
     )
+
+
+def installer() -> str:
+    """What this node would make environments with: the path of uv, or ``pip``; empty: it has neither."""
+    return _uv() or ("pip" if _has(sys.executable, "ensurepip") or _has(sys.executable, "pip") else "")
 
 
 def _index_variables(environ: Mapping[str, str]) -> dict[str, str]:

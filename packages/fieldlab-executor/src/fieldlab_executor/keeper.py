@@ -20,6 +20,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fieldlab_common import wire
 from fieldlab_common.calls import Answerer, Notice
 from fieldlab_common.errors import ConnectorError, InvalidMessage
 from fieldlab_common.keeping import (
+    Checked,
     Done,
     DrainRequest,
     KeeperOpening,
@@ -46,9 +48,10 @@ from fieldlab_common.keeping import (
     Stopped,
     Target,
 )
-from fieldlab_common.messages import environment_of
+from fieldlab_common.messages import CheckLine, environment_of
 from fieldlab_common.node import Node
 
+from fieldlab_executor import checking
 from fieldlab_executor.commands import Command, Said
 from fieldlab_executor.starter import Starter, private, start_of, write_private
 
@@ -106,16 +109,11 @@ class Keeper:
         self._watched: dict[Path, int] = {}  # folder of an epoch → descriptor of its process
         self._draining: set[Path] = set()
 
-    async def check(self, request: Nothing) -> Done:
-        """Hold that the executor runs here."""
-        if self._executable and not await asyncio.to_thread(Path(self._executable).is_file):
-            raise ConnectorError(
-                f"There is no executor at {self._executable}.",
-                advice="The director makes it when it starts; or give another one as executable=.",
-                transient=False,
-            )
-        await self._facts()
-        return Done()
+    async def check(self, request: Nothing) -> Checked:
+        """Try whether the executor runs here, and what else a deployment needs."""
+        received = time.time()
+        lines = (*await self._executor_lines(), *await asyncio.to_thread(checking.lines, self._root))
+        return Checked(lines=lines, received=received, sent=time.time())
 
     async def nodes(self, request: Nothing) -> Listed:
         """This machine, as it sees itself."""
@@ -263,6 +261,20 @@ class Keeper:
                 return True
             await _ended(pid, min(1.0, deadline - asyncio.get_running_loop().time()))
         return await asyncio.to_thread(_running, place) != pid
+
+    async def _executor_lines(self) -> tuple[CheckLine, ...]:
+        """Whether the executor runs, and the versions of Python that it finds."""
+        said, advice = f"There is no executor at {self._executable}.", "Give another one as executable=."
+        if not self._executable or await asyncio.to_thread(Path(self._executable).is_file):
+            try:
+                found = await self._facts()
+                pythons = CheckLine(
+                    what="Python", said=f"There is {', '.join(found.python) or sys.version.split()[0]}."
+                )
+                return CheckLine(what="executor", said="It runs."), pythons
+            except ConnectorError as error:
+                said, advice = error.message, error.advice
+        return (CheckLine(what="executor", ok=False, said=said, advice=advice, needed=True),)
 
     async def _facts(self) -> Node:
         output = await self._command.output("facts")

@@ -197,6 +197,13 @@ class Desk:
                 self._let_go(name)
         return p.InfrastructureList(infrastructures=tuple(self._infrastructures.values()))
 
+    def _on_check_infrastructure(self, ask: Ask) -> p.CheckList:
+        name = ask.path["infrastructure"]
+        if name not in self._infrastructures:
+            raise e.NotFound("There is no such infrastructure of yours.")
+        mine = [node.name for node in self._nodes.values() if node.infrastructure == name]
+        return p.CheckList(lines=tuple(p.CheckLine(node=node, what="executor", said="It is played.") for node in mine))
+
     def _on_detach_infrastructure(self, ask: Ask) -> p.InfrastructureInfo:
         name = ask.path["infrastructure"]
         if name not in self._infrastructures:

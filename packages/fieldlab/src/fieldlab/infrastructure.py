@@ -21,6 +21,7 @@ from fieldlab.transport import Session
 __all__ = ["Agents", "Infrastructure", "InfrastructureSpec", "Infrastructures", "Local"]
 
 MOST_LOCAL = 1000
+TRIED_WITHIN = 120.0  # seconds, beside the usual ones: a director gives nodes so long to answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,10 @@ class Infrastructure:
         path = {"infrastructure": self.name}
         self.info = self._session.call("detach_infrastructure", p.InfrastructureInfo, path=path, query=query)
 
+    def check(self) -> list[p.CheckLine]:
+        """Try it: see ``Infrastructures.check``."""
+        return _checked(self._session, self.name)
+
     def _ask(self, endpoint: str, **path: str) -> None:
         path = {"infrastructure": self.name, **path}
         self.info = self._session.call(endpoint, p.InfrastructureInfo, path=path)
@@ -206,6 +211,25 @@ class _Listed(list[p.InfrastructureInfo]):
 _HEADER = ("name", "kind", "state", "nodes", "owner", "shared with", "message")
 
 
+class _Checks(list[p.CheckLine]):
+    def _rows(self) -> list[list[object]]:
+        return [[one.node, one.what, "ok" if one.ok else "NOT OK", one.said, one.advice] for one in self]
+
+    def __repr__(self) -> str:
+        return table(_CHECKS, self._rows(), width=100) if self else "no nodes"
+
+    def _repr_html_(self) -> str:
+        return html_table(_CHECKS, self._rows())
+
+
+_CHECKS = ("node", "tried", "", "what came back", "what to do")
+
+
+def _checked(session: Session, name: str) -> _Checks:
+    path = {"infrastructure": name}
+    return _Checks(session.call("check_infrastructure", p.CheckList, path=path, slow=TRIED_WITHIN).lines)
+
+
 class Infrastructures:
     """The infrastructures that this client may see, and the way to attach more."""
 
@@ -218,9 +242,12 @@ class Infrastructures:
         ``access`` names the users who may use them beside this one; ``["*"]`` means everybody, and takes an admin.
         Without it, what an admin attaches is for everybody, and what anybody else attaches is for nobody else.
 
+        Nodes that cannot be reached now are listed as offline; it is refused if all of them are. Only with SSH and
+        the director's own key it then waits, unavailable: its message says which key the hosts must let in.
+
         Raises:
             UnknownConnector: the director has no connector of that kind.
-            ConnectorError: it could not reach them.
+            ConnectorError: the options are wrong, or none of the nodes can be used.
             PermissionDenied: only admins may.
             NotFound: there is no user of a name in ``access``.
         """
@@ -229,9 +256,19 @@ class Infrastructures:
             spec=spec.tagged(),
             access=None if access is None else tuple(access),
         )
-        return Infrastructure(
-            self._session, self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body)
-        )
+        made = self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body, slow=TRIED_WITHIN)
+        return Infrastructure(self._session, made)
+
+    def check(self, name: str) -> list[p.CheckLine]:
+        """Try one of yours, node by node; a table of what was tried, what came back, and what to do about it.
+
+        Whether it can be reached and logged in to, whether the executor runs, the Pythons, folders, free space, rights
+        and installers that there are, and how far the clock is off. What is listed of its nodes is renewed.
+
+        Raises:
+            NotFound: there is none of yours of that name. ConnectorError: its connector does not work at all.
+        """
+        return _checked(self._session, name)
 
     def get(self, name: str) -> Infrastructure:
         """The one of that name.

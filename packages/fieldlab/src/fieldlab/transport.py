@@ -297,12 +297,14 @@ class Session:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
+        slow: float = 0.0,
         patience: float | None = None,
         safe: bool | None = None,
     ) -> T:
         """Ask the endpoint ``name`` and return its value, a ``response``.
 
         ``wait`` is how long the director may hold the request (a long-poll); it is added to the deadline and sent.
+        ``slow``: seconds more than usual that the answer may take, because others are asked for it.
         ``safe`` overrides the table where a key in the message makes a second asking harmless.
         """
         row = ENDPOINTS[name]
@@ -320,7 +322,7 @@ class Session:
                     query=query,
                     body=body,
                     headers=headers,
-                    timeout=self.settings.timeout + wait,
+                    timeout=self.settings.timeout + wait + slow,
                     protocol=self._protocol,
                 ),
             )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from fieldlab_common.keeping import (
     DEADLINES,
     METHODS,
+    Checked,
     Done,
     DrainRequest,
     Launched,
@@ -28,10 +29,12 @@ from fieldlab_common.keeping import (
     Stopped,
     Target,
 )
+from fieldlab_common.node import Node
 
 __all__ = [
     "DEADLINES",
     "METHODS",
+    "Checked",
     "Connector",
     "Done",
     "DrainRequest",
@@ -48,6 +51,7 @@ __all__ = [
     "PrepareRequest",
     "Prepared",
     "Stopped",
+    "Surveyed",
     "Target",
 ]
 
@@ -66,6 +70,15 @@ class Opening:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """An infrastructure that was tried, and its nodes; ``unlisted``: why they could not be listed."""
+
+    checked: Checked
+    nodes: tuple[Node, ...] = ()
+    unlisted: str = ""
+
+
 Notice = Callable[[str], None]
 
 
@@ -80,8 +93,11 @@ class Connector(Protocol):
 
     def __init__(self, opening: Opening, notice: Notice) -> None: ...
 
-    async def check(self, request: Nothing) -> Done:
-        """Hold that the options are right and the infrastructure can be reached; the error says what to do."""
+    async def check(self, request: Nothing) -> Checked:
+        """Try, node by node, whether it can be used: what is wrong with one is a line, which says what to do.
+
+        Options that are wrong are an error.
+        """
         ...
 
     async def nodes(self, request: Nothing) -> Listed:

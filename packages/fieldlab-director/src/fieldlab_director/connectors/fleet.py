@@ -6,14 +6,14 @@ Kinds that the director itself can ask without a process, machines that dial out
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fieldlab_common.errors import UnknownConnector
-from fieldlab_common.node import Node
+from fieldlab_common.errors import ConnectorError, UnknownConnector
 
-from fieldlab_director.connectors.base import Listed, Nothing, Opening
+from fieldlab_director.connectors.base import Checked, Listed, Nothing, Opening, Surveyed
 from fieldlab_director.connectors.host import ConnectorProcess, kinds
 
 __all__ = ["Asked", "Builtin", "ConnectorFleet"]
@@ -68,29 +68,43 @@ class ConnectorFleet:
     def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Asked:
         """The connector of an infrastructure; the same one each time."""
         if infrastructure_id not in self._processes:
-            opening = Opening(
-                infrastructure=name,
-                folder=str(self._folder / infrastructure_id),
-                executable=str(self._executable),
-                options=options,
-            )
-
-            def notice(deployment_id: str | None) -> None:
-                self._hear(infrastructure_id, deployment_id)
-
-            if kind in self._builtin:
-                self._processes[infrastructure_id] = self._builtin[kind](infrastructure_id, notice)
-            else:
-                self._processes[infrastructure_id] = ConnectorProcess(
-                    kind, opening, notice=notice, deadlines=self._deadlines
-                )
+            self._processes[infrastructure_id] = self._made(infrastructure_id, name, kind, options)
         return self._processes[infrastructure_id]
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
-        """Check that an infrastructure that is about to be attached can be reached as ``options`` say; its nodes.
+    def _made(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Asked:
+        opening = Opening(
+            infrastructure=name,
+            folder=str(self._folder / infrastructure_id),
+            executable=str(self._executable),
+            options=options,
+        )
+
+        def notice(deployment_id: str | None) -> None:
+            self._hear(infrastructure_id, deployment_id)
+
+        if kind in self._builtin:
+            return self._builtin[kind](infrastructure_id, notice)
+        return ConnectorProcess(kind, opening, notice=notice, deadlines=self._deadlines)
+
+    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+        """Try an attached infrastructure and list its nodes, whoever is in charge of it.
 
         Raises:
-            UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
+            ConnectorError: its connector cannot be asked.
+        """
+        if infrastructure_id in self._processes:
+            return await _try(self._processes[infrastructure_id])
+        asked = self._made(infrastructure_id, name, kind, options)
+        try:
+            return await _try(asked)
+        finally:
+            await asked.close()
+
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+        """Try an infrastructure that is about to be attached, and list its nodes.
+
+        Raises:
+            UnknownConnector: there is no connector of that kind. ConnectorError: it can never be used so.
         """
         known = sorted({*kinds(), *self._builtin})
         if kind not in known:
@@ -99,15 +113,19 @@ class ConnectorFleet:
                 advice="Install the distribution that has it beside the director, and start the director again.",
             )
         process = self.connector(infrastructure_id, name, kind, options)
-        reached = False
+        attached = False
         try:
-            await process.call("check", Nothing())
+            checked: Checked = await process.call("check", Nothing())
+            why = checked.hopeless()
+            if why is not None and not checked.pending:
+                raise ConnectorError(why.said, advice=why.advice, transient=False)
             listed: Listed = await process.call("nodes", Nothing())
-            reached = True
-            return listed.nodes
+            attached = True
+            return Surveyed(checked=checked, nodes=listed.nodes)
         finally:
-            if not reached:
+            if not attached:
                 await self._processes.pop(infrastructure_id).close()
+                await asyncio.to_thread(shutil.rmtree, self._folder / infrastructure_id, ignore_errors=True)
 
     async def drop(self, infrastructure_id: str) -> None:
         """Let go of an infrastructure: its connector's process ends. What it started on nodes goes on."""
@@ -119,3 +137,12 @@ class ConnectorFleet:
         """End every process. What they started on nodes goes on."""
         await asyncio.gather(*(process.close() for process in self._processes.values()))
         self._processes.clear()
+
+
+async def _try(asked: Asked) -> Surveyed:
+    checked: Checked = await asked.call("check", Nothing())
+    try:
+        listed: Listed = await asked.call("nodes", Nothing())
+    except ConnectorError as error:
+        return Surveyed(checked=checked, unlisted=str(error))
+    return Surveyed(checked=checked, nodes=listed.nodes)

@@ -7,13 +7,17 @@ connector of such nodes says how a keeper is reached (``reach``), and which node
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+from fieldlab_common.errors import ConnectorError
+from fieldlab_common.messages import CheckLine
 from fieldlab_common.node import Node
 
 from fieldlab_director.connectors.base import (
+    Checked,
     Done,
     DrainRequest,
     Launched,
@@ -30,7 +34,9 @@ from fieldlab_director.connectors.base import (
     Target,
 )
 
-__all__ = ["Heard", "Keeper", "KeptNodes"]
+__all__ = ["Heard", "Keeper", "KeptNodes", "clock_line"]
+
+CLOCK_OFF = 1.0  # seconds: a clock that is off by more misleads who reads its times
 
 
 Heard = Callable[[str | None], None]
@@ -86,13 +92,18 @@ class KeptNodes:
         listed: Listed = await self.keeper(node).call("nodes", Nothing())
         return listed.nodes[0]
 
-    async def check_node(self, node: str) -> None:
-        """Hold that executors can be started on a node.
-
-        Raises:
-            ConnectorError: they cannot; it says why.
-        """
-        await self.keeper(node).call("check", Nothing())
+    async def check_node(self, node: str) -> tuple[CheckLine, ...]:
+        """What a node's keeper finds when it tries what a deployment needs, and how its clock is."""
+        keeper = self.keeper(node)
+        try:
+            await keeper.call("observe", ObserveRequest())  # it may have to be started, which tells nothing of a clock
+            asked = time.time()
+            checked: Checked = await keeper.call("check", Nothing())
+            clock = clock_line(asked, checked.received, checked.sent, time.time())
+        except ConnectorError as error:
+            clock = CheckLine(what="executor", ok=False, said=error.message, advice=error.advice, needed=True)
+            checked = Checked()
+        return tuple(replace(line, node=node) for line in (*checked.lines, clock))
 
     async def prepare(self, request: PrepareRequest) -> Prepared:
         """See ``base.Connector``."""
@@ -144,6 +155,22 @@ class KeptNodes:
     async def _observe(self, targets: list[Target]) -> tuple[Observation, ...]:
         answer: Observations = await self.keeper(targets[0].node).call("observe", _bare(targets))
         return answer.observations
+
+
+def clock_line(asked: float, received: float | None, sent: float | None, heard: float) -> CheckLine:
+    """How far a node's clock is ahead of the one here, from when a question left, came, was answered, and was heard.
+
+    ``received`` and ``sent`` are by the node's clock. Offset and bound: RFC 5905, section 8.
+    """
+    if received is None or sent is None:
+        return CheckLine(what="clock", said="The executor there is too old to tell.")
+    offset = ((received - asked) + (sent - heard)) / 2
+    bound = ((heard - asked) - (sent - received)) / 2
+    ok = abs(offset) - abs(bound) <= CLOCK_OFF
+    said = (
+        f"{abs(offset):.2f} s {'ahead of' if offset > 0 else 'behind'} the director's, give or take {abs(bound):.2f} s."
+    )
+    return CheckLine(what="clock", ok=ok, said=said, advice="" if ok else "Let NTP set it (chrony, systemd-timesyncd).")
 
 
 def _bare(targets: list[Target]) -> ObserveRequest:

@@ -20,7 +20,7 @@ from fieldlab_common.keeping import KeeperOpening
 from fieldlab_common.node import Elastic
 from fieldlab_common.step import check_name
 
-from fieldlab_director.connectors.base import Done, Listed, Nothing, Notice, Opening
+from fieldlab_director.connectors.base import Checked, Listed, Nothing, Notice, Opening
 from fieldlab_director.connectors.kept import Heard, KeptNodes
 from fieldlab_director.connectors.remote import ProcessChannel, Remote
 
@@ -52,10 +52,9 @@ class LocalConnector(KeptNodes):
 
         super().__init__(lambda node: ("", "The keeper of this machine"), reach, notice)
 
-    async def check(self, request: Nothing) -> Done:
-        """Hold that executors can be started here."""
-        await self.check_node("")
-        return Done()
+    async def check(self, request: Nothing) -> Checked:
+        """Try whether executors can be started here."""
+        return Checked(lines=await self.check_node(""))
 
     async def nodes(self, request: Nothing) -> Listed:
         """The nodes: what is known of this machine, and what each was given."""

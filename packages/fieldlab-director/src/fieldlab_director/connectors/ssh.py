@@ -22,6 +22,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -29,11 +30,12 @@ from urllib.parse import urlsplit
 import asyncssh
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.keeping import KeeperOpening
-from fieldlab_common.messages import Launch
+from fieldlab_common.messages import CheckLine, Launch
 from fieldlab_common.node import Availability, Node
 from fieldlab_common.step import check_name
 
 from fieldlab_director.connectors.base import (
+    Checked,
     Done,
     DrainRequest,
     Launched,
@@ -53,6 +55,7 @@ __all__ = ["SshConnector"]
 MOST_HOSTS = 1000
 AT_ONCE = 32  # hosts that are listed at a time
 CONNECT_SECONDS = 20.0
+CHECK_SECONDS = 50.0  # what was not tried by then is a line that says so
 ALIVE_EVERY, ALIVE_MISSED = 15.0, 4  # a connection that is silent for longer is given up
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
 _OPTIONS = {"hosts", "key", "passphrase", "password", "host_keys", "jump", "python", "executable", "link"}
@@ -79,6 +82,13 @@ class _Login:
     key: asyncssh.SSHKey | None = None
     password: str | None = None
     own: str = ""  # the public half of the director's own key, if that is the one
+
+    @property
+    def what(self) -> str:
+        """What it is, for people."""
+        if self.password is not None:
+            return "the password"
+        return "the director's own key" if self.own else "the key that was given"
 
     async def connect(self, host: _Host, through: asyncssh.SSHClientConnection | None) -> asyncssh.SSHClientConnection:
         """A new connection.
@@ -274,7 +284,7 @@ class SshConnector(KeptNodes):
         self._executable = Path(opening.executable)
         self._hosts = {host.name: host for host in _hosts(options.get("hosts"))}
         self._tunnel = _choice(options.get("link", "direct")) == "tunnel"
-        login = _login(options, self._folder)
+        login = self._login = _login(options, self._folder)
         pythons = (*_texts(options.get("python", ())), *PYTHONS)
         jump = _Line(_host(options["jump"], {}), login, None, pythons) if options.get("jump") else None
         self._jump = jump
@@ -289,13 +299,13 @@ class SshConnector(KeptNodes):
 
         super().__init__(self._whose, reach, notice)
 
-    async def check(self, request: Nothing) -> Done:
-        """Hold that executors can be started on every host."""
-        found = await asyncio.gather(*map(self._checked, self._hosts), return_exceptions=True)
-        errors = [error for error in found if isinstance(error, ConnectorError)]
-        if errors and len(errors) == len(self._hosts):
-            raise errors[0]
-        return Done()
+    async def check(self, request: Nothing) -> Checked:
+        """Try every host. One that does not know the director's own key yet may come to know it."""
+        until = asyncio.get_running_loop().time() + CHECK_SECONDS
+        found = await asyncio.gather(*(self._checked(node, until) for node in self._hosts))
+        lines = tuple(chain.from_iterable(found))
+        pending = bool(self._login.own) and any(line.what == "login" and not line.ok for line in lines)
+        return Checked(lines=lines, pending=pending)
 
     async def nodes(self, request: Nothing) -> Listed:
         """Every host: as it says it is, or offline, with the reason."""
@@ -339,9 +349,37 @@ class SshConnector(KeptNodes):
     def _line(self, node: str) -> _Line:
         return self._lines[self._whose(node)[0]]
 
-    async def _checked(self, node: str) -> None:
-        async with self._listing:
-            await self.check_node(node)
+    async def _checked(self, node: str, until: float) -> tuple[CheckLine, ...]:
+        reached: tuple[CheckLine, ...] = ()
+        try:
+            async with asyncio.timeout_at(until), self._listing:
+                reached = await self._reached(node)
+                return (*reached, *(await self.check_node(node) if all(line.ok for line in reached) else ()))
+        except TimeoutError:
+            said = f"{self._hosts[node]} was not tried to the end within {CHECK_SECONDS:.0f} s."
+            late = CheckLine(node=node, what="executor" if reached else "reachable", ok=False, said=said, needed=True)
+            return (*reached, replace(late, advice="Check it again."))
+
+    async def _reached(self, node: str) -> tuple[CheckLine, ...]:
+        """Whether a host answers, is the one it should be, and lets the director in; up to the first that fails."""
+        host = self._hosts[node]
+        through = f", through {self._jump.host}" if self._jump else ""
+        answers = CheckLine(node=node, what="reachable", said=f"{host} answers{through}.", needed=True)
+        try:
+            if self._jump:
+                await self._jump.connection()
+        except ConnectorError as error:
+            return (replace(answers, what="jump host", ok=False, said=error.message, advice=error.advice),)
+        try:
+            await self._line(node).connection()
+        except ConnectorError as error:
+            failed = replace(answers, ok=False, said=error.message, advice=error.advice)
+            if isinstance(error.__cause__, asyncssh.HostKeyNotVerifiable):
+                return answers, replace(failed, what="host key")
+            if isinstance(error.__cause__, asyncssh.PermissionDenied):
+                return answers, replace(failed, what="login")
+            return (failed,)
+        return answers, replace(answers, what="login", said=f"{host.user} is let in with {self._login.what}.")
 
     async def _node(self, host: _Host) -> Node:
         try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fieldlab_common.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable
+from fieldlab_common.errors import IllegalState, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fieldlab_common.events import Event
 from fieldlab_common.protocol import (
     PROTOCOLS,
@@ -27,6 +27,7 @@ from fieldlab_common.protocol import (
     BlobList,
     BlobStatus,
     Caller,
+    CheckList,
     Claim,
     Credential,
     Empty,
@@ -58,6 +59,7 @@ from fieldlab_director.services import (
     records,
     removal,
     secrets,
+    survey,
 )
 from fieldlab_director.services.agents import AgentCaller, agent_caller
 from fieldlab_director.services.familiar import Familiar
@@ -264,7 +266,7 @@ class Desk(Reception):
             )
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
         infrastructure_id = new_id()
-        found = await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)
+        found = (await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)).nodes
         user, most = ask.user, self.settings.limits.infrastructures
 
         def store(tx: Tx) -> InfrastructureInfo:
@@ -273,6 +275,15 @@ class Desk(Reception):
             return made
 
         return await self.store.write(store)
+
+    async def check_infrastructure(self, ask: Ask) -> CheckList:
+        """Try an infrastructure, and note which nodes it has now."""
+        row = await self.store.read(lambda tx: infrastructures.own(tx, ask.user, ask.path["infrastructure"]))
+        if row.home not in (None, self.home):
+            raise IllegalState(f"{row.name!r} is the machine of another director.", advice="Ask that one to check it.")
+        surveyed = await self.fleet.check(row.id, row.name, row.kind, self.vault.open(row.options))
+        await self.store.write(lambda tx: survey.note(tx, row.id, surveyed))
+        return CheckList(lines=surveyed.checked.lines)
 
     async def detach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
         """Let an infrastructure go."""

@@ -14,6 +14,7 @@ from fieldlab_common.node import Availability, Node
 from fieldlab_common.protocol import Hold, InfrastructureInfo, InfrastructureList, NodeList, Tagged
 from fieldlab_common.step import check_name
 
+from fieldlab_director.connectors.base import Surveyed
 from fieldlab_director.services import survey
 from fieldlab_director.services.identity import UserCaller
 from fieldlab_director.services.reservation import Holder
@@ -31,6 +32,7 @@ __all__ = [
     "finish_detaching",
     "infrastructures",
     "nodes",
+    "own",
     "share",
     "unshare",
 ]
@@ -41,11 +43,19 @@ UNHEARD_SECONDS = 1200.0  # a node that was listed longer ago may be anything by
 class Fleet(Protocol):
     """What can ask a target infrastructure for its nodes; ``app`` knows which connectors there are."""
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Node]:
-        """Check that an infrastructure that is about to be attached can be reached as ``options`` say; its nodes.
+    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+        """Try an infrastructure that is about to be attached, and list its nodes.
 
         Raises:
-            UnknownConnector: there is no connector of that kind. ConnectorError: it cannot be reached so.
+            UnknownConnector: there is no connector of that kind. ConnectorError: it can never be used so.
+        """
+        ...
+
+    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+        """Try an attached infrastructure and list its nodes.
+
+        Raises:
+            ConnectorError: its connector cannot be asked.
         """
         ...
 
@@ -120,14 +130,15 @@ def attach(
     check_attach(tx, caller, name)
     if len({node.name for node in found}) != len(found):
         raise InvalidRequest("Two nodes have the same name.", details={"path": "$.spec.body"})
+    state, message = survey.standing(found)
     row = InfrastructureRow(
         id=infrastructure_id,
         owner_id=caller.id,
         name=name,
         kind=spec.kind,
         options=vault.seal(dict(spec.body)),
-        state="ready",
-        message="",
+        state=state,
+        message=message,
         created=tx.now,
         home=home if spec.kind == "local" else None,
     )
@@ -157,7 +168,7 @@ def share(tx: Tx, caller: UserCaller, name: str, user: str) -> InfrastructureInf
         NotFound: there is no such infrastructure of the caller's, or no such user.
         PermissionDenied: only an admin shares with everybody.
     """
-    row = _own(tx, caller, name)
+    row = own(tx, caller, name)
     _grant(tx, caller, row, user)
     return _told(tx, caller, row)
 
@@ -168,7 +179,7 @@ def unshare(tx: Tx, caller: UserCaller, name: str, user: str) -> InfrastructureI
     Raises:
         NotFound: there is no such infrastructure of the caller's, or no such user.
     """
-    row = _own(tx, caller, name)
+    row = own(tx, caller, name)
     tx.execute(queries.DELETE_GRANT, guard_infrastructure_id=row.id, guard_user_id=_user_id(tx, user))
     return _told(tx, caller, row)
 
@@ -180,7 +191,7 @@ def detach(tx: Tx, caller: UserCaller, name: str, *, drain: bool) -> Infrastruct
         NotFound: there is no such infrastructure of the caller's.
         IllegalState: runs use it, and it is not to be drained.
     """
-    row = _own(tx, caller, name)
+    row = own(tx, caller, name)
     users = tx.all(queries.USING, _Using, infrastructure_id=row.id, never=NEVER)
     if users and not drain:
         known = [one.name for one in users if one.owner_id == caller.id]
@@ -207,6 +218,18 @@ def finish_detaching(tx: Tx) -> bool:
             _let_go(tx, row)
             gone = True
     return gone
+
+
+def own(tx: Tx, caller: UserCaller, name: str) -> InfrastructureRow:
+    """The caller's infrastructure of that name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    for row in tx.all(queries.INFRASTRUCTURES, InfrastructureRow, owner_id=caller.id):
+        if row.name == name:
+            return row
+    raise NotFound("There is no such infrastructure of yours.", advice="client.infrastructures.list() lists them.")
 
 
 def nodes(tx: Tx, caller: UserCaller) -> NodeList:
@@ -245,13 +268,6 @@ def _now(listed: _Listed, taken: int, now: float) -> Node:
 
 def _id(id: str) -> str:
     return id
-
-
-def _own(tx: Tx, caller: UserCaller, name: str) -> InfrastructureRow:
-    for row in tx.all(queries.INFRASTRUCTURES, InfrastructureRow, owner_id=caller.id):
-        if row.name == name:
-            return row
-    raise NotFound("There is no such infrastructure of yours.", advice="client.infrastructures.list() lists them.")
 
 
 def _user_id(tx: Tx, name: str) -> str:

@@ -8,19 +8,26 @@ from dataclasses import replace
 from fieldlab_common.node import Availability, Node
 from fieldlab_common.reservation import UNLIMITED
 
+from fieldlab_director.connectors.base import Surveyed
 from fieldlab_director.services.identity import new_id
 from fieldlab_director.store import queries, reconcile_queries, reservation_queries
 from fieldlab_director.store.base import LINE, Tx
 from fieldlab_director.store.rows import InfrastructureRow
 
-__all__ = ["reached", "store", "unreachable"]
+__all__ = ["note", "reached", "standing", "store", "unreachable"]
 
 _VANISHED = "Its infrastructure does not list it any more."
 
 
+def standing(found: Sequence[Node]) -> tuple[str, str]:
+    """State and message of an infrastructure with these nodes: it is unavailable while all of them are offline."""
+    offline = [node for node in found if node.availability is Availability.OFFLINE]
+    return ("unavailable", offline[0].reason) if offline and len(offline) == len(found) else ("ready", "")
+
+
 def reached(tx: Tx, infrastructure_id: str, found: Sequence[Node]) -> None:
     """The infrastructure was reached, and has these nodes. Those that runs have or wait for stay listed, as gone."""
-    _note(tx, infrastructure_id, "ready", "")
+    _note(tx, infrastructure_id, *standing(found))
     nodes = {node.name: node for node in found}
     wanted = set(tx.all(reservation_queries.PLACES, _name, infrastructure_id=infrastructure_id))
     for node in tx.all(reconcile_queries.NODES_OF, _node, infrastructure_id=infrastructure_id):
@@ -28,6 +35,14 @@ def reached(tx: Tx, infrastructure_id: str, found: Sequence[Node]) -> None:
             nodes[node.name] = replace(node, availability=Availability.OFFLINE, reason=_VANISHED)
     _replace(tx, infrastructure_id, list(nodes.values()))
     tx.execute(reconcile_queries.LISTED, guard_infrastructure_id=infrastructure_id, updated=tx.now)
+
+
+def note(tx: Tx, infrastructure_id: str, surveyed: Surveyed) -> None:
+    """The infrastructure was tried: it was reached, or not."""
+    if surveyed.unlisted:
+        unreachable(tx, infrastructure_id, surveyed.unlisted)
+    else:
+        reached(tx, infrastructure_id, surveyed.nodes)
 
 
 def unreachable(tx: Tx, infrastructure_id: str, why: str) -> None:
