@@ -7,16 +7,19 @@ the machine. A host is switched off as a machine is (all its processes at once),
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
+from string import ascii_lowercase
 
 __all__ = ["Host", "Netlab", "keypair", "missing"]
 
 PATIENCE = 30.0
+_made = itertools.count()
 
 
 def missing() -> str:
@@ -154,12 +157,12 @@ class Netlab:
     """A bridge, and hosts on it. ``here`` is this machine's address there."""
 
     def __init__(self, folder: Path) -> None:
-        number = os.getpid() % 250
-        self.tag = f"fl{os.getpid() % 100_000}"
+        number, which = os.getpid() % 250, next(_made) % 26  # a process may have several at a time
+        self.tag = f"fl{os.getpid() % 100_000}{ascii_lowercase[which]}"
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.bridge = f"{self.tag}b"
-        self.network = f"10.213.{number}"
+        self.network = f"10.{213 + which}.{number}"
         self.here = f"{self.network}.1"
         self.hosts: list[Host] = []
         _run("ip", "link", "add", self.bridge, "type", "bridge")

@@ -61,17 +61,24 @@ class Fleet:
     """Infrastructure that has the nodes its options name."""
 
     surveyed: list[Mapping[str, Any]] = field(default_factory=list)
+    trusted: list[bool] = field(default_factory=list)  # of each time that it was asked
     reason: str = ""  # why its nodes are offline
 
     @property
     def availability(self) -> Availability:
         return Availability.OFFLINE if self.reason else Availability.AVAILABLE
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+    async def survey(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
         self.surveyed.append(options)
+        self.trusted.append(trusted)
         return self.seen(name, options)
 
-    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+    async def check(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
+        self.trusted.append(trusted)
         return self.seen(name, options)
 
     def seen(self, name: str, options: Mapping[str, Any]) -> Surveyed:

@@ -69,7 +69,7 @@ def asked(fleet: Fleet, names: list[str]) -> Callable[..., Any]:
     """Note the infrastructures whose connector a fleet was asked for."""
     real = fleet.connector
 
-    def connector(infrastructure_id: str, name: str, kind: str, options: Any) -> Any:
+    def connector(infrastructure_id: str, name: str, kind: str, options: Any, *, trusted: bool) -> Any:
         names.append(name)
         return real(infrastructure_id, name, kind, options)
 

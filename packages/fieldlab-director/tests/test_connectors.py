@@ -425,7 +425,7 @@ def test_nodes_have_the_slots_they_were_given_and_a_template_its_limit(
     async def test() -> None:
         fleet = ConnectorFleet(tmp_path, executable)
         found = await fleet.survey("i1", "lab", "local", {**options, "executable": str(STANDIN)})
-        assert [(node.name, node.slots, node.elastic) for node in found] == expected
+        assert [(node.name, node.slots, node.elastic) for node in found.nodes] == expected
         await fleet.close()
 
     asyncio.run(test())

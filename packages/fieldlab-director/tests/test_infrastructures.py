@@ -152,6 +152,14 @@ def test_one_of_which_all_nodes_are_offline_is_unavailable_until_a_check_finds_o
     assert node["availability"] == "available"
 
 
+def test_addresses_of_users_are_looked_at_and_those_of_admins_are_not(people: People) -> None:
+    people.attach()
+    people.check()
+    people.owner.become(Role.ADMIN)
+    people.check()
+    assert people.lab.fleet.trusted[-3:] == [False, False, True]
+
+
 def test_whom_it_is_shared_with_cannot_have_it_tried(people: People) -> None:
     people.attach()
     people.share(people.other.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.node import Availability
 from fieldlab_common.protocol import CheckLine, Launch
+from fieldlab_director.addresses import AddressPolicy
 from fieldlab_director.connectors import base as b
 from fieldlab_director.connectors.host import ConnectorProcess
 
@@ -43,8 +45,13 @@ def ask(lab: netlab.Netlab, key: str, tmp_path: Path, executable: Path) -> Calla
         names = options.pop("nodes", ["one"])
         hosts = [{"name": h.name, "host": h.address, "user": "root"} for h in lab.hosts if h.name in names]
         given = {"hosts": hosts, "key": key, "host_keys": [host.public_key for host in lab.hosts], **options}
+        policy = AddressPolicy(guarded=True)
         opening = b.Opening(
-            infrastructure="lab", folder=str(tmp_path / "i1"), executable=str(executable), options=given
+            infrastructure="lab",
+            folder=str(tmp_path / "i1"),
+            executable=str(executable),
+            options=given,
+            addresses=policy,
         )
 
         async def main() -> list[Any]:
@@ -121,6 +128,18 @@ def test_a_host_that_is_off_is_a_node_that_is_offline_and_the_other_one_works(
     assert [node.availability for node in listed.nodes] == [Availability.AVAILABLE, Availability.OFFLINE]
     assert "cannot be reached" in listed.nodes[1].reason
     assert [node.properties.get("hostname") for node in listed.nodes] == ["one", None]
+
+
+def test_a_host_is_dialled_by_the_address_of_its_name_and_known_by_its_name(
+    ask: Callable[..., Any], lab: netlab.Netlab
+) -> None:
+    host = lab.hosts[0]
+    name = str(int(IPv4Address(host.address)))  # a name for it that takes no name server
+    hosts = [{"name": "one", "host": name, "user": "root"}]
+    key = host.public_key.split(" ", 1)[1]
+    (listed,) = ask(NODES, hosts=hosts, host_keys=[f"{name} {key}"])
+    assert listed.nodes[0].properties["hostname"] == "one"
+    assert failed(*ask(CHECK, hosts=hosts, host_keys=[f"another {key}"])).what == "host key"
 
 
 def test_a_host_behind_another_is_reached_through_it(ask: Callable[..., Any], lab: netlab.Netlab) -> None:

@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=NUMBER",
         help="change a limit, like experiments=500; docs/limits.md has all of them",
     )
+    serve.add_argument(
+        "--allow-address",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="a network that infrastructures of users may be in although it is loopback, link-local or of a cloud",
+    )
     serve.add_argument("--advertise", metavar="URL", help="where executors reach it, if not at the address above")
     serve.add_argument("--bootstrap", metavar="USER", help="make this admin, with a token in DIR/token, if not there")
     serve.add_argument("--ephemeral", action="store_true", help="at the end, cancel every run and remove the data")
@@ -79,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> str:
+    from fieldlab_director.addresses import networks
     from fieldlab_director.app import make_private, serve
     from fieldlab_director.logs import configure
     from fieldlab_director.settings import Settings, limits_of
@@ -97,6 +105,7 @@ def _serve(options: argparse.Namespace) -> str:
         advertise=options.advertise,
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,
+        allowed_addresses=networks(options.allow_address),
     )
     for descriptor in (options.ready_fd, options.lifeline_fd):
         if descriptor is not None:

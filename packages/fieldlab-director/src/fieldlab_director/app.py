@@ -339,7 +339,7 @@ def _authority(settings: Settings) -> str | None:
 async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str, home: str) -> AsyncIterator[Fleet]:
     """The connectors, and the loop that uses them, for as long as the director serves."""
     agents: Mapping[str, Builtin] = {KIND: lambda id, notice: AgentInfrastructure(store, id, notice)}
-    fleet = ConnectorFleet(settings.connectors, settings.executable, builtin=agents)
+    fleet = ConnectorFleet(settings.connectors, settings.executable, builtin=agents, allowed=settings.allowed_addresses)
     loop = Reconciler(store, fleet, vault, url, home=home, ca=_authority(settings))
     try:
         await loop.start()

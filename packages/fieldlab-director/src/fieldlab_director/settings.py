@@ -73,6 +73,7 @@ class Settings:
     that of a CA which nodes do not trust by themselves: executors are given it. ``advertise`` is the URL at which
     executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token in the data
     folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
+    ``allowed_addresses``: networks that connectors dial for everybody, although ``addresses`` would refuse them.
     """
 
     data: Path
@@ -85,6 +86,7 @@ class Settings:
     advertise: str | None = None
     bootstrap: str | None = None
     ephemeral: bool = False
+    allowed_addresses: tuple[str, ...] = ()
     database_url: str | None = None
     blobs_url: str | None = None
     blobs_endpoint: str | None = None

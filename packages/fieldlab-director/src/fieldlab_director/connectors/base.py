@@ -31,6 +31,8 @@ from fieldlab_common.keeping import (
 )
 from fieldlab_common.node import Node
 
+from fieldlab_director.addresses import AddressPolicy
+
 __all__ = [
     "DEADLINES",
     "METHODS",
@@ -61,13 +63,15 @@ class Opening:
     """What a connector is made with. ``infrastructure`` is its name, ``options`` are the user's.
 
     ``folder`` is the connector's own on the director's machine (it may not exist yet); ``executable`` the path of
-    ``fieldlab.pyz`` there.
+    ``fieldlab.pyz`` there. ``addresses`` says what may be dialled: a connector that dials what options name asks
+    ``addresses.resolved`` first.
     """
 
     infrastructure: str
     folder: str
     executable: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    addresses: AddressPolicy = field(default_factory=AddressPolicy)
 
 
 @dataclass(frozen=True, kw_only=True)

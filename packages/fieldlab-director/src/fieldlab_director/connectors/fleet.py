@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fieldlab_common.errors import ConnectorError, UnknownConnector
 
+from fieldlab_director.addresses import AddressPolicy
 from fieldlab_director.connectors.base import Checked, Listed, Nothing, Opening, Surveyed
 from fieldlab_director.connectors.host import ConnectorProcess, kinds
 
@@ -41,7 +42,10 @@ Builtin = Callable[[str, Callable[[str | None], None]], Asked]  # of an infrastr
 
 
 class ConnectorFleet:
-    """What to ask for each infrastructure, by its id. ``folder`` is where connectors keep things."""
+    """What to ask for each infrastructure, by its id. ``folder`` is where connectors keep things.
+
+    ``allowed``: networks that are dialled for everybody. ``trusted``: the owner is an admin, for whom all are.
+    """
 
     def __init__(
         self,
@@ -50,11 +54,13 @@ class ConnectorFleet:
         *,
         deadlines: Mapping[str, float] | None = None,
         builtin: Mapping[str, Builtin] | None = None,
+        allowed: tuple[str, ...] = (),
     ) -> None:
         self._folder = folder
         self._builtin = dict(builtin or {})
         self._executable = executable
         self._deadlines = deadlines
+        self._allowed = allowed
         self._processes: dict[str, Asked] = {}
         self._hear: Hear = lambda infrastructure_id, deployment_id: None
 
@@ -65,18 +71,21 @@ class ConnectorFleet:
         """
         self._hear = hear
 
-    def connector(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Asked:
+    def connector(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Asked:
         """The connector of an infrastructure; the same one each time."""
         if infrastructure_id not in self._processes:
-            self._processes[infrastructure_id] = self._made(infrastructure_id, name, kind, options)
+            self._processes[infrastructure_id] = self._made(infrastructure_id, name, kind, options, trusted)
         return self._processes[infrastructure_id]
 
-    def _made(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Asked:
+    def _made(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], trusted: bool) -> Asked:
         opening = Opening(
             infrastructure=name,
             folder=str(self._folder / infrastructure_id),
             executable=str(self._executable),
             options=options,
+            addresses=AddressPolicy(guarded=not trusted, allowed=self._allowed),
         )
 
         def notice(deployment_id: str | None) -> None:
@@ -86,7 +95,9 @@ class ConnectorFleet:
             return self._builtin[kind](infrastructure_id, notice)
         return ConnectorProcess(kind, opening, notice=notice, deadlines=self._deadlines)
 
-    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+    async def check(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
         """Try an attached infrastructure and list its nodes, whoever is in charge of it.
 
         Raises:
@@ -94,13 +105,15 @@ class ConnectorFleet:
         """
         if infrastructure_id in self._processes:
             return await _try(self._processes[infrastructure_id])
-        asked = self._made(infrastructure_id, name, kind, options)
+        asked = self._made(infrastructure_id, name, kind, options, trusted)
         try:
             return await _try(asked)
         finally:
             await asked.close()
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+    async def survey(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
         """Try an infrastructure that is about to be attached, and list its nodes.
 
         Raises:
@@ -112,7 +125,7 @@ class ConnectorFleet:
                 f"There is no connector {kind!r}; there are {', '.join(known) or 'none'}.",
                 advice="Install the distribution that has it beside the director, and start the director again.",
             )
-        process = self.connector(infrastructure_id, name, kind, options)
+        process = self.connector(infrastructure_id, name, kind, options, trusted=trusted)
         attached = False
         try:
             checked: Checked = await process.call("check", Nothing())

@@ -34,6 +34,7 @@ from fieldlab_common.messages import CheckLine, Launch
 from fieldlab_common.node import Availability, Node
 from fieldlab_common.step import check_name
 
+from fieldlab_director.addresses import AddressPolicy, resolved
 from fieldlab_director.connectors.base import (
     Checked,
     Done,
@@ -82,6 +83,7 @@ class _Login:
     key: asyncssh.SSHKey | None = None
     password: str | None = None
     own: str = ""  # the public half of the director's own key, if that is the one
+    addresses: AddressPolicy = field(default_factory=AddressPolicy)
 
     @property
     def what(self) -> str:
@@ -91,15 +93,31 @@ class _Login:
         return "the director's own key" if self.own else "the key that was given"
 
     async def connect(self, host: _Host, through: asyncssh.SSHClientConnection | None) -> asyncssh.SSHClientConnection:
-        """A new connection.
+        """A new connection. What is not dialled through another host is resolved here, and held to the policy.
 
         Raises:
             ConnectorError: with what to do about it.
         """
         try:
+            found = (host.host,) if through else await resolved(host.host, host.port, self.addresses)
+            for address in found[:-1]:
+                with contextlib.suppress(OSError):
+                    return await self._dial(host, address, through, CONNECT_SECONDS / len(found))
+            return await self._dial(host, found[-1], through, CONNECT_SECONDS / len(found))
+        except asyncssh.PermissionDenied as error:
+            raise self._refused(host) from error
+        except (asyncssh.Error, OSError, TimeoutError) as error:
+            why = str(error) or type(error).__name__
+            raise ConnectorError(f"{host} cannot be reached: {why}.", advice="Is it up, and is SSH there?") from error
+
+    async def _dial(
+        self, host: _Host, address: str, through: asyncssh.SSHClientConnection | None, seconds: float
+    ) -> asyncssh.SSHClientConnection:
+        try:
             return await asyncssh.connect(
-                host.host,
+                address,
                 host.port,
+                host_key_alias=host.host,
                 username=host.user,
                 client_keys=[self.key] if self.key else None,
                 password=self.password,
@@ -107,22 +125,17 @@ class _Login:
                 tunnel=through or (),
                 config=None,
                 agent_path=None,
-                connect_timeout=CONNECT_SECONDS,
+                connect_timeout=seconds,
                 keepalive_interval=ALIVE_EVERY,
                 keepalive_count_max=ALIVE_MISSED,
             )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise await self._strange(host, through) from error
-        except asyncssh.PermissionDenied as error:
-            raise self._refused(host) from error
-        except (asyncssh.Error, OSError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
-            raise ConnectorError(f"{host} cannot be reached: {why}.", advice="Is it up, and is SSH there?") from error
+            raise await self._strange(host, address, through) from error
 
-    async def _strange(self, host: _Host, through: asyncssh.SSHClientConnection | None) -> ConnectorError:
+    async def _strange(self, host: _Host, address: str, through: asyncssh.SSHClientConnection | None) -> ConnectorError:
         offered = None
         with contextlib.suppress(asyncssh.Error, OSError):
-            offered = await asyncssh.get_server_host_key(host.host, host.port, tunnel=through or (), config=None)
+            offered = await asyncssh.get_server_host_key(address, host.port, tunnel=through or (), config=None)
         said = f" It has {offered.get_fingerprint()}." if offered else ""
         line = offered.export_public_key().decode().strip() if offered else "its public key"
         where = host.host if host.port == 22 else f"[{host.host}]:{host.port}"
@@ -284,7 +297,7 @@ class SshConnector(KeptNodes):
         self._executable = Path(opening.executable)
         self._hosts = {host.name: host for host in _hosts(options.get("hosts"))}
         self._tunnel = _choice(options.get("link", "direct")) == "tunnel"
-        login = self._login = _login(options, self._folder)
+        login = self._login = replace(_login(options, self._folder), addresses=opening.addresses)
         pythons = (*_texts(options.get("python", ())), *PYTHONS)
         jump = _Line(_host(options["jump"], {}), login, None, pythons) if options.get("jump") else None
         self._jump = jump

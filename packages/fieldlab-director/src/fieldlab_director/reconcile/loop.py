@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any
 
 import structlog
+from fieldlab_common.accounts import Role
 from fieldlab_common.course import LAUNCH_AHEAD
 from fieldlab_common.errors import ConnectorError, FieldlabError
 from fieldlab_common.protocol import Launch
@@ -46,7 +47,7 @@ from fieldlab_director.services.vault import Vault
 from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
 from fieldlab_director.store.base import WORK, Store, Tx, Watch
-from fieldlab_director.store.rows import DeploymentRow, ExperimentRow, InfrastructureRow
+from fieldlab_director.store.rows import DeploymentRow, ExperimentRow, InfrastructureRow, UserRow
 
 __all__ = ["Reconciler"]
 
@@ -389,10 +390,16 @@ class Reconciler:
         self._spawn(watch.refresh(self._first_refresh), tasks)
 
     async def _connector(self, infrastructure_id: str) -> Asked:
-        row = await self._store.read(lambda tx: tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id))
-        if row is None:
+        def read(tx: Tx) -> tuple[InfrastructureRow, bool] | None:
+            row = tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id)
+            owner = tx.one(queries.USER, UserRow, id=row.owner_id) if row is not None else None
+            return (row, owner is not None and owner.role == Role.ADMIN) if row is not None else None
+
+        found = await self._store.read(read)
+        if found is None:
             raise ConnectorError("Its infrastructure is gone.", transient=False)
-        return self._fleet.connector(row.id, row.name, row.kind, self._vault.open(row.options))
+        row, trusted = found
+        return self._fleet.connector(row.id, row.name, row.kind, self._vault.open(row.options), trusted=trusted)
 
     async def _renew(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fieldlab_common.accounts import Role
 from fieldlab_common.errors import IllegalState, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fieldlab_common.events import Event
 from fieldlab_common.protocol import (
@@ -260,13 +261,14 @@ class Desk(Reception):
     async def attach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
         """Ask the connector for the nodes, then store both."""
         name, spec, access = ask.body.name, ask.body.spec, ask.body.access
+        trusted = ask.user.role is Role.ADMIN
         if spec.kind == "local" and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
                 "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
             )
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
         infrastructure_id = new_id()
-        found = (await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body)).nodes
+        found = (await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body, trusted=trusted)).nodes
         user, most = ask.user, self.settings.limits.infrastructures
 
         def store(tx: Tx) -> InfrastructureInfo:
@@ -281,7 +283,8 @@ class Desk(Reception):
         row = await self.store.read(lambda tx: infrastructures.own(tx, ask.user, ask.path["infrastructure"]))
         if row.home not in (None, self.home):
             raise IllegalState(f"{row.name!r} is the machine of another director.", advice="Ask that one to check it.")
-        surveyed = await self.fleet.check(row.id, row.name, row.kind, self.vault.open(row.options))
+        options, trusted = self.vault.open(row.options), ask.user.role is Role.ADMIN
+        surveyed = await self.fleet.check(row.id, row.name, row.kind, options, trusted=trusted)
         await self.store.write(lambda tx: survey.note(tx, row.id, surveyed))
         return CheckList(lines=surveyed.checked.lines)
 

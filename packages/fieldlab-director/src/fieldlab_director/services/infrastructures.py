@@ -43,15 +43,19 @@ UNHEARD_SECONDS = 1200.0  # a node that was listed longer ago may be anything by
 class Fleet(Protocol):
     """What can ask a target infrastructure for its nodes; ``app`` knows which connectors there are."""
 
-    async def survey(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
-        """Try an infrastructure that is about to be attached, and list its nodes.
+    async def survey(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
+        """Try an infrastructure that is about to be attached, and list its nodes. ``trusted``: the owner is an admin.
 
         Raises:
             UnknownConnector: there is no connector of that kind. ConnectorError: it can never be used so.
         """
         ...
 
-    async def check(self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any]) -> Surveyed:
+    async def check(
+        self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False
+    ) -> Surveyed:
         """Try an attached infrastructure and list its nodes.
 
         Raises:

@@ -29,6 +29,7 @@ _EXPERIMENT_ENDS = [state for state in ExperimentState if state.terminal]
 
 META = sa.select(t.meta.c.value).where(t.meta.c.name == _p("name"))
 ADD_META = sa.insert(t.meta)
+USER = sa.select(t.users).where(t.users.c.id == _p("id"))
 USER_BY_NAME = sa.select(t.users).where(t.users.c.name == _p("name"))
 USERS = sa.select(t.users).order_by(t.users.c.name)
 ADD_USER = sa.insert(t.users)
