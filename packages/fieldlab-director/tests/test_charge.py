@@ -71,7 +71,7 @@ def asked(fleet: Fleet, names: list[str]) -> Callable[..., Any]:
 
     def connector(infrastructure_id: str, name: str, kind: str, options: Any, *, trusted: bool) -> Any:
         names.append(name)
-        return real(infrastructure_id, name, kind, options)
+        return real(infrastructure_id, name, kind, options, trusted=trusted)
 
     return connector
 
