@@ -19,6 +19,7 @@ from fieldlab_director.connectors import base as b
 from fieldlab_director.services import experiments, infrastructures, reservation, survey
 from fieldlab_director.services.outcome import move
 from fieldlab_director.store import schema
+from fieldlab_director.store.databases import Database
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -418,13 +419,25 @@ def test_in_any_order_no_node_is_held_twice_and_every_run_is_served_in_the_end(t
         runner.run(world.close())
 
 
-def test_two_directors_that_serve_the_line_at_once_grant_a_node_once(run: Run) -> None:
+def test_two_directors_that_serve_the_line_at_once_grant_a_node_once(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = request.getfixturevalue("postgres").make()
+
     async def test(world: World) -> None:
+        await world.loop.stop()
         first = await world.submit("n1")
         waiting = [await world.submit("n1") for _ in range(5)]
-        await world.cancel(first)
-        await asyncio.gather(*(world.store.write(reservation.serve) for _ in range(8)))
-        await world.launched(waiting[0])
+        for row in await world.rows(first):
+            await world.store.write(lambda tx, row=row: move(tx, row, D.CANCELLED))  # type: ignore[misc]
+        other = await Database(path=tmp_path / "none", url=url).open(clock=world.clock)
+        try:
+            await asyncio.gather(*(store.write(reservation.serve) for store in (world.store, other) * 8))
+        finally:
+            await other.close()
         assert await held(world) == {"n1": 1}
+        assert [(await world.experiment(one.id)).granted is not None for one in waiting] == [True, *[False] * 4]
+        await world.start()
+        await world.launched(waiting[0])
 
-    run(test)
+    play(tmp_path, test, url)

@@ -96,6 +96,8 @@ def test_a_run_that_waits_for_a_node_says_for_which_and_since_when(client: fl.Cl
     waits = second.info.waits_for
     assert [(one.node, one.runs, one.others) for one in waits] == [("a", ("first",), 0), ("b", ("first",), 0)]
     assert {one.since for one in waits} == {first.info.granted}
+    with pytest.raises(fl.WaitTimeout, match=r"it waits for a \(held by your run 'first'"):
+        second.wait(timeout=0)
     with pytest.raises(fl.IllegalState, match="preparing"):
         second.delete()
     first.delete(force=True)

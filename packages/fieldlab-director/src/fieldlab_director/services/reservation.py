@@ -49,7 +49,8 @@ class _Wanted:
 class _Taken:
     infrastructure_id: str
     place: str
-    count: int
+    count: int  # of slots
+    runs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def number(tx: Tx) -> int:
 
 def enter(tx: Tx, row: ExperimentRow) -> None:
     """Give a run that was just stored its nodes, if nobody has them or stands before it for one of them."""
-    if row.queued <= tx.now and not _lacking(tx, row):
+    if row.queued <= tx.now and not _lacking(tx, row, _holders(tx, row), _before(tx, row)):
         _grant(tx, row.id)
     else:
         tx.notify(LINE)
@@ -115,14 +116,13 @@ def waits_for(tx: Tx, caller: UserCaller, row: ExperimentRow) -> tuple[WaitsFor,
     """The nodes that a run of the caller's waits for, and what is known of why: others' runs are not named."""
     if row.state is not ExperimentState.PREPARING or row.granted is not None or row.queued > tx.now:
         return ()
-    lacking = _lacking(tx, row)
-    if not lacking:
-        return ()
+    having, wanting = _holders(tx, row), _before(tx, row)
+    lacking = _lacking(tx, row, having, wanting)
     holders: dict[Place, list[Holder]] = {}
-    for holder in tx.all(q.HOLDERS, Holder, run=row.id):
+    for holder in having:
         holders.setdefault((holder.infrastructure_id, holder.place), []).append(holder)
-    before = Counter(place for wish in _before(tx, row) for place in wish.needs)
-    return tuple(_waits(caller, place, holders.get(place, []), before[place]) for place in lacking[:MOST_SHOWN])
+    before = {(one.infrastructure_id, one.place): one.runs for one in wanting}
+    return tuple(_waits(caller, place, holders.get(place, []), before.get(place, 0)) for place in lacking[:MOST_SHOWN])
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
@@ -139,21 +139,25 @@ def _waits(caller: UserCaller, place: Place, holders: list[Holder], before: int)
     )
 
 
-def _lacking(tx: Tx, row: ExperimentRow) -> list[Place]:
+def _lacking(tx: Tx, row: ExperimentRow, holders: list[Holder], before: list[_Taken]) -> list[Place]:
     """The places that a run lacks, when all that are before it have what they want."""
     wanted = tx.all(q.WANTED, _Wanted, run=row.id)
     line = _Line(slots={(one.infrastructure_id, one.place): one.slots for one in wanted})
-    held = Counter[Hashable]((one.infrastructure_id, one.place) for one in tx.all(q.HOLDERS, Holder, run=row.id))
-    claims = Claims(line.of, held)
-    for wish in _before(tx, row):
-        claims.add(wish)
+    claims = Claims(line.of, Counter((one.infrastructure_id, one.place) for one in holders))
+    for one in before:
+        claims.taken[one.infrastructure_id, one.place] += one.count
     (wish,) = _wishes((row.id, one) for one in wanted) or [Wish(run=row.id, needs={})]
     return [place for place in claims.lacks(wish) if isinstance(place, tuple)]
 
 
-def _before(tx: Tx, row: ExperimentRow) -> list[Wish]:
-    found = tx.all(q.BEFORE, _Wanted, run=row.id, queued=row.queued, number=row.number)
-    return _wishes((one.run, one) for one in found)
+def _holders(tx: Tx, row: ExperimentRow) -> list[Holder]:
+    """Who has places that a run wants."""
+    return tx.all(q.HOLDERS, Holder, run=row.id)
+
+
+def _before(tx: Tx, row: ExperimentRow) -> list[_Taken]:
+    """What those who stand before a run want of its places."""
+    return tx.all(q.BEFORE, _Taken, run=row.id, queued=row.queued, number=row.number)
 
 
 def _granted(tx: Tx) -> list[str]:

@@ -64,8 +64,9 @@ HOLDERS = (
     .where(sa.tuple_(_h.c.infrastructure_id, _h.c.place).in_(_wanted_places))
     .order_by(_h.c.infrastructure_id, _h.c.place, _h.c.since, _h.c.slot)
 )
-BEFORE = (
+_before = (
     sa.select(_e.c.id.label("run"), _d.c.infrastructure_id, _d.c.place, _d.c.node_name)
+    .distinct()
     .join_from(_d, _e, _d.c.experiment_id == _e.c.id)
     .where(
         sa.tuple_(_d.c.infrastructure_id, _d.c.place).in_(_wanted_places),
@@ -73,7 +74,14 @@ BEFORE = (
         *_WANTS,
         sa.tuple_(*_ORDER) < sa.tuple_(_p("queued"), _p("number")),
     )
+    .subquery()
 )
+BEFORE = sa.select(  # counted here: thousands may stand in the line
+    _before.c.infrastructure_id,
+    _before.c.place,
+    sa.func.count().label("count"),
+    sa.func.count(_before.c.run.distinct()).label("runs"),
+).group_by(_before.c.infrastructure_id, _before.c.place)
 
 SLOTS_TAKEN = (
     sa.select(_h.c.infrastructure_id, _h.c.place, _h.c.slot)
