@@ -5,12 +5,14 @@ import errno
 import hashlib
 import os
 import socket
+import threading
 import time
 
 import pytest
 from fieldlab_common.errors import ConfigurationError, NotFound, Unavailable
 from fieldlab_director.store import shelves
 from fieldlab_director.store.blobs import CHUNK, Blobs
+from fieldlab_director.store.disk import on_disk
 from fieldlab_director.store.shelves import BucketShelf, FolderShelf
 
 LABS = ("sqlite", "s3")
@@ -119,6 +121,32 @@ def test_the_missing_ones_are_told_in_order_and_once(ada):
     digest = ada.put(b"here")
     wanted = ["b" * 64, digest, "a" * 64, "b" * 64]
     assert ada.http.post("/v1/blobs/missing", json={"digests": wanted}).json() == {"digests": ["b" * 64, "a" * 64]}
+
+
+def test_what_is_done_with_an_open_file_is_done_to_its_end_however_often_its_reader_goes():
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        may_end.wait(30)
+        ended.set()
+
+    async def test():
+        reading = asyncio.create_task(on_disk(work))
+        assert await asyncio.to_thread(begun.wait, 30)
+        for _ in range(5):
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=0)
+        assert not reading.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert ended.is_set()
+
+    try:
+        asyncio.run(test())
+    finally:
+        may_end.set()
 
 
 def test_a_disk_that_fills_while_a_blob_arrives_is_said_and_the_rest_can_follow(tmp_path, monkeypatch):

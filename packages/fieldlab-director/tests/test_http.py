@@ -31,8 +31,9 @@ def test_every_answer_has_an_id_and_a_problem_repeats_it(lab):
 )
 def test_a_path_that_is_none_is_a_problem_too(lab, method, path, status, code):
     answer = lab.client().request(method, path)
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (answer.status_code, answer.json()["status"], answer.json()["code"]) == (status, status, code)
     assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"name": 3, "deployments": []}'])

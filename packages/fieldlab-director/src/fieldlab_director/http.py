@@ -328,12 +328,12 @@ async def _refuse(request: Request, error: FieldlabError, request_id: str) -> Re
     return Response(_problem(error, request_id), error.status, headers, media_type=PROBLEM)
 
 
-def _problem(error: FieldlabError, request_id: str) -> bytes:
+def _problem(error: FieldlabError, request_id: str, status: int | None = None) -> bytes:
     title = (type(error).__doc__ or error.code).strip().splitlines()[0]
     return _ENCODE(
         Problem(
             title=title,
-            status=error.status,
+            status=status or error.status,
             code=error.code,
             detail=error.message,
             advice=error.advice,
@@ -362,4 +362,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
         refusal: FieldlabError = InvalidRequest(f"{request.method} is not for this path.")
     else:
         refusal = NotFound("There is no such path.", advice="GET /openapi.json lists them all.")
-    return Response(_problem(refusal, secrets.token_hex(8)), known, media_type=PROBLEM)
+    request_id = secrets.token_hex(8)
+    return Response(_problem(refusal, request_id, known), known, {"x-request-id": request_id}, media_type=PROBLEM)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,10 @@ T = TypeVar("T")
 
 
 async def on_disk(fn: Callable[..., T], *arguments: Any) -> T:
-    """Run ``fn`` in a thread, to its end also when the caller is cancelled: it may be using an open file.
+    """Run ``fn`` in a thread, to its end however often the caller is cancelled: it may be using an open file.
+
+    The caller closes that file next, and its number is then another file's. A stream whose reader has gone is
+    cancelled again and again until it ends.
 
     Raises:
         Unavailable: the disk is full, or cannot be used.
@@ -26,7 +30,11 @@ async def on_disk(fn: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait({work})
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # nobody is left who wants to know
         raise
     except OSError as error:
         raise _full(error) from error
