@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -51,6 +52,26 @@ def submit(http, name="exp"):
     answer = http.post("/v1/experiments", json={"name": name, "deployments": [spec]})
     assert answer.status_code == 202, answer.text
     return answer.json()["id"]
+
+
+def open_files(pid):
+    """The limit of a process."""
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    return int(re.search(r"Max open files +(\d+)", limits)[1])
+
+
+def test_it_raises_its_limit_of_open_files_says_so_and_gives_what_it_starts_the_one_that_it_was_started_with():
+    found, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (700, most))
+    try:
+        with embedded(nodes=["a"]) as director:
+            children = Path(f"/proc/{director.pid}/task/{director.pid}/children").read_text().split()
+            assert {open_files(pid) for pid in children} == {700}
+            said = (director.folder / "director.log").read_text()
+            assert open_files(director.pid) > 700
+            assert f'"open_files":{open_files(director.pid)}' in said.replace(" ", "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (found, most))
 
 
 def test_it_answers_with_a_token_and_the_nodes_that_were_asked_for():

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> str:
     from fieldlab_director.addresses import networks
     from fieldlab_director.app import make_private, serve
+    from fieldlab_director.descriptors import raise_limit
     from fieldlab_director.logs import configure
     from fieldlab_director.settings import Settings, limits_of
 
@@ -106,6 +107,7 @@ def _serve(options: argparse.Namespace) -> str:
         bootstrap=options.bootstrap,
         ephemeral=options.ephemeral,
         allowed_addresses=networks(options.allow_address),
+        open_files=raise_limit(),
     )
     for descriptor in (options.ready_fd, options.lifeline_fd):
         if descriptor is not None:

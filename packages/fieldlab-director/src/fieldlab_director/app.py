@@ -30,6 +30,7 @@ import uvicorn
 from fieldlab_common.accounts import Role
 from fieldlab_common.errors import ConfigurationError
 
+from fieldlab_director import descriptors
 from fieldlab_director.agents import AgentInfrastructure
 from fieldlab_director.connectors.fleet import Builtin, ConnectorFleet
 from fieldlab_director.http import make_http
@@ -140,6 +141,7 @@ async def serve(
         ConfigurationError: the settings, the folder or the port cannot be used.
     """
     check_listening(settings)
+    log.info("starting", open_files=descriptors.limit())
     with _locked(settings), listening(settings) as listener:
         url = f"{settings.scheme}://{_bracketed(settings.host)}:{listener.getsockname()[1]}"
         vault, store = await open_store(settings)
@@ -339,7 +341,13 @@ def _authority(settings: Settings) -> str | None:
 async def _reconciling(settings: Settings, store: Store, vault: Vault, url: str, home: str) -> AsyncIterator[Fleet]:
     """The connectors, and the loop that uses them, for as long as the director serves."""
     agents: Mapping[str, Builtin] = {KIND: lambda id, notice: AgentInfrastructure(store, id, notice)}
-    fleet = ConnectorFleet(settings.connectors, settings.executable, builtin=agents, allowed=settings.allowed_addresses)
+    fleet = ConnectorFleet(
+        settings.connectors,
+        settings.executable,
+        builtin=agents,
+        allowed=settings.allowed_addresses,
+        open_files=settings.open_files,
+    )
     loop = Reconciler(store, fleet, vault, url, home=home, ca=_authority(settings))
     try:
         await loop.start()

@@ -74,6 +74,7 @@ class Settings:
     executors reach it; None: the one it listens at. ``bootstrap`` names an admin who is made, with a token in the data
     folder, if not there yet. ``ephemeral``: when it stops it ends every run first, and leaves no data.
     ``allowed_addresses``: networks that connectors dial for everybody, although ``addresses`` would refuse them.
+    ``open_files``: the limit of open files that what it starts gets (``descriptors``); None: its own.
     """
 
     data: Path
@@ -92,6 +93,7 @@ class Settings:
     blobs_endpoint: str | None = None
     proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # from which X-Forwarded-For is believed, with behind_proxy
     stop_delay: float = 0.0  # seconds between /readyz saying no and the end: a balancer has to notice
+    open_files: int | None = None
     stop_after: float = 10.0  # seconds that open requests have to end when it stops
     limits: Limits = field(default_factory=Limits)
 

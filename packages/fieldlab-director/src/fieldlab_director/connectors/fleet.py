@@ -55,12 +55,14 @@ class ConnectorFleet:
         deadlines: Mapping[str, float] | None = None,
         builtin: Mapping[str, Builtin] | None = None,
         allowed: tuple[str, ...] = (),
+        open_files: int | None = None,
     ) -> None:
         self._folder = folder
         self._builtin = dict(builtin or {})
         self._executable = executable
         self._deadlines = deadlines
         self._allowed = allowed
+        self._open_files = open_files
         self._processes: dict[str, Asked] = {}
         self._hear: Hear = lambda infrastructure_id, deployment_id: None
 
@@ -93,7 +95,7 @@ class ConnectorFleet:
 
         if kind in self._builtin:
             return self._builtin[kind](infrastructure_id, notice)
-        return ConnectorProcess(kind, opening, notice=notice, deadlines=self._deadlines)
+        return ConnectorProcess(kind, opening, notice=notice, deadlines=self._deadlines, open_files=self._open_files)
 
     async def check(
         self, infrastructure_id: str, name: str, kind: str, options: Mapping[str, Any], *, trusted: bool = False

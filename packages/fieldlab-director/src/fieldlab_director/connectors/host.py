@@ -1,6 +1,6 @@
 """A connector in a process of its own: the side that runs it, and ``ConnectorProcess``, which asks it.
 
-    python -m fieldlab_director.connectors.host KIND
+    python -m fieldlab_director.connectors.host KIND [--open-files N]
 
 It reads frames (``fieldlab_common.keeping``) from its standard input and writes frames to its standard output. A
 connector is somebody's code: it cannot see the store, nor the director's memory; what it prints goes to its standard
@@ -24,6 +24,7 @@ from fieldlab_common.errors import ConnectorError
 
 from fieldlab_director.connectors.base import Connector, Notice, Opening
 from fieldlab_director.connectors.remote import PING_WITHIN, ProcessChannel, Remote
+from fieldlab_director.descriptors import set_limit
 
 __all__ = ["GROUP", "ConnectorProcess", "kinds", "main"]
 
@@ -46,11 +47,16 @@ class ConnectorProcess(Remote):
         notice: Callable[[str | None], None],
         deadlines: Mapping[str, float] | None = None,
         ping_within: float = PING_WITHIN,
+        open_files: int | None = None,
     ) -> None:
         name = f"The connector of infrastructure {opening.infrastructure!r} ({kind})"
 
+        command = [sys.executable, "-m", "fieldlab_director.connectors.host", kind]
+        if open_files is not None:
+            command += ["--open-files", str(open_files)]
+
         async def start() -> ProcessChannel:
-            return await ProcessChannel.start([sys.executable, "-m", "fieldlab_director.connectors.host", kind])
+            return await ProcessChannel.start(command)
 
         super().__init__(name, start, opening, notice=notice, deadlines=deadlines, ping_within=ping_within)
 
@@ -78,7 +84,11 @@ def main() -> None:
     """Run the connector that the command line names, until standard input ends."""
     parser = argparse.ArgumentParser(description="Run a connector; it is spoken to in frames on stdin and stdout.")
     parser.add_argument("kind")
-    asyncio.run(_serve(parser.parse_args().kind))
+    parser.add_argument("--open-files", type=int, help="the limit of open files that it, and what it starts, has")
+    options = parser.parse_args()
+    if options.open_files is not None:
+        set_limit(options.open_files)
+    asyncio.run(_serve(options.kind))
 
 
 if __name__ == "__main__":
