@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from fieldlab_common import errors as e
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
-from fieldlab_common.environment import ENVIRONMENTS
 from fieldlab_common.events import MAX_EVENT_BYTES, RESERVED_PREFIX
 from fieldlab_common.lifecycle import ExperimentState
 from fieldlab_common.node import Node
 from fieldlab_common.step import check_name
+from fieldlab_common.submission import at, check_submit
 
 from fieldlab.ship import Blobs, Order
 from fieldlab.source import Readable
@@ -36,6 +35,7 @@ from fieldlab.transport import Answer, Request, Stream, json_of
 __all__ = ["Ask", "Begin", "Desk", "FakeTransport"]
 
 MOST_PAGE = 1000
+MOST_DEPLOYMENTS = 10_000  # as a director allows, unless it is told otherwise
 _JSON = {"content-type": "application/json"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ON_THE_WAY = (e.DirectorUnreachable, e.DirectorTimeout, e.BadAnswer)  # errors of the line, not of the director
@@ -233,7 +233,7 @@ class Desk:
 
     def _on_attach_infrastructure(self, ask: Ask) -> p.InfrastructureInfo:
         name, spec = ask.body.name, ask.body.spec
-        _named(name, "an infrastructure", "$.name")
+        at("$.name", lambda: check_name(name, "an infrastructure"))
         if name in self._infrastructures:
             raise e.IllegalState(f"There is an infrastructure {name!r} already.", advice="Choose another name.")
         if spec.kind != "local":
@@ -254,7 +254,7 @@ class Desk:
         return p.SecretList(secrets=tuple(p.SecretInfo(name=name, updated=at) for name, (_, at) in stored))
 
     def _on_put_secret(self, ask: Ask) -> p.SecretInfo:
-        name = _named(ask.path["secret"], "a secret", "$.name")
+        name = at("$.name", lambda: check_name(ask.path["secret"], "a secret"))
         if not 0 < len(ask.body.value) <= p.MAX_SECRET:
             raise e.InvalidRequest(f"A secret has 1 to {p.MAX_SECRET} characters.", details={"path": "$.value"})
         self._secrets[name] = (ask.body.value, self._clock())
@@ -323,7 +323,7 @@ class Desk:
 
     def _on_submit(self, ask: Ask) -> p.ExperimentInfo:
         request: p.SubmitExperiment = ask.body
-        _check_submit(request)
+        check_submit(request, most=MOST_DEPLOYMENTS)
 
         def submitted() -> _Kept:
             there = self._named(request.name)
@@ -535,33 +535,6 @@ def _hold_digest(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise e.InvalidRequest(f"{digest[:80]!r} is not a SHA-256.", details={"path": "digest"})
     return digest
-
-
-def _named(name: str, what: str, path: str) -> str:
-    try:
-        return check_name(name, what)
-    except e.FieldlabError as error:
-        raise e.InvalidRequest(f"{path}: {error.message}", advice=error.advice, details={"path": path}) from error
-
-
-def _check_submit(request: p.SubmitExperiment) -> None:
-    _named(request.name, "an experiment", "$.name")
-    _hold(request.if_exists in ("error", "attach", "new"), "$.if_exists", "must be error, attach or new")
-    _hold(request.settings.reporting in ("live", "quiet", "silent"), "$.settings.reporting", "is unknown")
-    _hold(request.settings.lost_after > 0, "$.settings.lost_after", "must be more than zero")
-    _hold(request.deployments, "$.deployments", "must have at least one deployment")
-    for index, spec in enumerate(request.deployments):
-        path = f"$.deployments[{index}]"
-        _named(spec.name, "a deployment", f"{path}.name")
-        _hold(all(map(_DIGEST.fullmatch, (spec.graph, *spec.blobs))), f"{path}.graph", "must be a SHA-256")
-        _hold(spec.environment.kind in ENVIRONMENTS, f"{path}.environment", "is of no kind that there is")
-    names = Counter(spec.name for spec in request.deployments)
-    _hold(max(names.values()) == 1, "$.deployments", "have one name more than once")
-
-
-def _hold(true: object, path: str, what: str) -> None:
-    if not true:
-        raise e.InvalidRequest(f"{path} {what}.", details={"path": path})
 
 
 def _problem(error: e.FieldlabError) -> Answer:

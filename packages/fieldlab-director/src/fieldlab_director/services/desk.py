@@ -48,6 +48,7 @@ from fieldlab_common.protocol import (
     SecretInfo,
     SecretList,
 )
+from fieldlab_common.submission import check_submit
 
 from fieldlab_director.services import (
     agents,
@@ -426,7 +427,7 @@ class Desk(Reception):
 
     async def submit(self, ask: Ask) -> ExperimentInfo:
         """Store an experiment."""
-        experiments.check_submit(ask.body, most=self.settings.limits.deployments)
+        check_submit(ask.body, most=self.settings.limits.deployments)
         return await self._store_experiment(
             ask, lambda tx: experiments.submit(tx, ask.user, ask.body, key=ask.key, digest=ask.digest)
         )

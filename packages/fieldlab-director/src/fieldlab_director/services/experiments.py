@@ -7,19 +7,15 @@ an answer was lost, and do the same once. Every question carries the owner: what
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fieldlab_common.course import NEVER
 from fieldlab_common.errors import (
     ExperimentExists,
-    FieldlabError,
     IllegalState,
-    InvalidRequest,
     NotFound,
-    TooLarge,
 )
 from fieldlab_common.lifecycle import DeploymentState, ExperimentState
 from fieldlab_common.node import Node
@@ -32,10 +28,10 @@ from fieldlab_common.protocol import (
     RerunRequest,
     SubmitExperiment,
     WaitsFor,
-    environment_of,
 )
 from fieldlab_common.reservation import line_time
 from fieldlab_common.step import check_name
+from fieldlab_common.submission import at, hold
 
 from fieldlab_director.services import reservation, secrets
 from fieldlab_director.services.identity import UserCaller, new_id
@@ -48,7 +44,6 @@ from fieldlab_director.store.states import set_experiment_state
 __all__ = [
     "cancel",
     "cancel_everything",
-    "check_submit",
     "experiment",
     "experiments",
     "find",
@@ -59,7 +54,6 @@ __all__ = [
 
 KEY_SECONDS = 7 * 86_400.0  # so long the key of a request is known
 _NUMBERED = re.compile(r"#\d+$")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
 
 
@@ -74,26 +68,6 @@ class _Place:
 class _Repeated:
     digest: str
     experiment_id: str
-
-
-def check_submit(request: SubmitExperiment, *, most: int) -> None:
-    """Hold that a request can be stored as it is; the first thing that is wrong is said, with its path.
-
-    Raises:
-        InvalidRequest: a name, a digest, an environment or a choice is not one.
-        TooLarge: more than ``most`` deployments.
-    """
-    _check(lambda: check_name(request.name, "an experiment"), "$.name")
-    _hold(request.if_exists in ("error", "attach", "new"), "$.if_exists", "must be error, attach or new")
-    _hold(request.settings.reporting in ("live", "quiet", "silent"), "$.settings.reporting", "is unknown")
-    _hold(request.settings.lost_after > 0, "$.settings.lost_after", "must be more than zero")
-    _hold(request.deployments, "$.deployments", "must have at least one deployment")
-    if len(request.deployments) > most:
-        raise TooLarge(f"{len(request.deployments)} deployments are more than the {most} that one experiment may have.")
-    for index, spec in enumerate(request.deployments):
-        _check_spec(spec, f"$.deployments[{index}]")
-    doubles = [name for name, count in Counter(spec.name for spec in request.deployments).items() if count > 1]
-    _hold(not doubles, "$.deployments", f"have one name more than once: {', '.join(doubles[:5])}")
 
 
 def submit(tx: Tx, caller: UserCaller, request: SubmitExperiment, *, key: str = "", digest: str = "") -> ExperimentInfo:
@@ -206,9 +180,9 @@ def experiments(
         InvalidRequest: no such state, or an ``after`` that no page gave.
     """
     states = {member.value for member in ExperimentState}
-    _hold(not state or state in states, "state", f"must be one of {', '.join(sorted(states))}")
+    hold(not state or state in states, "state", f"must be one of {', '.join(sorted(states))}")
     last = tx.one(queries.EXPERIMENT_OF_OWNER, ExperimentRow, owner_id=caller.id, id=after) if after else None
-    _hold(not after or last, "after", "must be the `next` of an earlier page")
+    hold(not after or last, "after", "must be the `next` of an earlier page")
     rows = tx.all(
         queries.EXPERIMENTS,
         ExperimentRow,
@@ -240,17 +214,12 @@ def find(tx: Tx, caller: UserCaller, experiment: str) -> ExperimentRow:
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _hold(true: object, path: str, what: str) -> None:
-    if not true:
-        raise InvalidRequest(f"{path} {what}.", details={"path": path})
-
-
 def _repeated(tx: Tx, caller: UserCaller, key: str, digest: str) -> ExperimentRow | None:
     """What the first request under this key has made; None: this is the first (or the key is not known any more)."""
     found = tx.one(queries.IDEMPOTENT, _Repeated, owner_id=caller.id, key=key, after=tx.now - KEY_SECONDS)
     if not key or found is None:
         return None
-    _hold(found.digest == digest, "Idempotency-Key", "was used for another request")
+    hold(found.digest == digest, "Idempotency-Key", "was used for another request")
     row = tx.one(queries.EXPERIMENT_OF_OWNER, ExperimentRow, owner_id=caller.id, id=found.experiment_id)
     if row is None:
         raise NotFound("The run that this request has made was deleted.", advice="Submit it again, by a new request.")
@@ -273,21 +242,6 @@ def _like(pattern: str) -> str:
 def _only(row: T | None) -> T:
     assert row is not None  # foreign keys hold that it is there
     return row
-
-
-def _check_spec(spec: DeploymentSpec, path: str) -> None:
-    _check(lambda: check_name(spec.name, "a deployment"), f"{path}.name")
-    _hold(_DIGEST.fullmatch(spec.graph), f"{path}.graph", "must be a SHA-256 in lower-case hexadecimal")
-    _hold(all(map(_DIGEST.fullmatch, spec.blobs)), f"{path}.blobs", "must be SHA-256s in lower-case hexadecimal")
-    _hold(spec.steps >= 0, f"{path}.steps", "must not be negative")
-    _check(lambda: environment_of(spec.environment), f"{path}.environment")
-
-
-def _check(read: Callable[[], Any], path: str) -> None:
-    try:
-        read()
-    except FieldlabError as error:
-        raise InvalidRequest(f"{path}: {error.message}", advice=error.advice, details={"path": path}) from error
 
 
 def _free_name(tx: Tx, caller: UserCaller, name: str) -> str:
@@ -378,7 +332,7 @@ def _places(tx: Tx, caller: UserCaller, specs: Sequence[DeploymentSpec]) -> list
         raise NotFound(f"There is no node {', '.join(absent[:20])}. There are: {there}.", details={"nodes": absent})
     for spec, places in zip(specs, found, strict=True):
         name = spec.template or spec.node
-        _hold(len(places) == 1, "$.deployments", f"use {name!r}, which several infrastructures have")
+        hold(len(places) == 1, "$.deployments", f"use {name!r}, which several infrastructures have")
     return [_made(spec, places[0], by_name) for spec, places in zip(specs, found, strict=True)]
 
 
@@ -392,11 +346,11 @@ def _made(spec: DeploymentSpec, place: _Place, known: Mapping[str, object]) -> _
     """The place of a deployment: its node, or the one that is made for it from a template."""
     elastic = place.node.elastic is not None
     if not spec.template:
-        _hold(not elastic, "$.deployments", f"use {spec.node!r}, which is a template: take nodes of it")
+        hold(not elastic, "$.deployments", f"use {spec.node!r}, which is a template: take nodes of it")
         return place
-    _hold(elastic, "$.deployments", f"take nodes of {spec.template!r}, which is not a template")
-    _hold(spec.node not in known, "$.deployments", f"make a node {spec.node!r}, and there is one of that name")
-    _check(lambda: check_name(spec.node, "a node"), "$.deployments")
+    hold(elastic, "$.deployments", f"take nodes of {spec.template!r}, which is not a template")
+    hold(spec.node not in known, "$.deployments", f"make a node {spec.node!r}, and there is one of that name")
+    at("$.deployments", lambda: check_name(spec.node, "a node"))
     return replace(place, node=replace(place.node, name=spec.node, elastic=None, template=spec.template))
 
 
