@@ -113,7 +113,7 @@ def _run(words: list[str]) -> int:
 
 
 def _require_linux() -> None:
-    """Say plainly what docs/adr/007 says at length: other systems lack what steps are started, found and ended with."""
+    """Say plainly what docs/adr/009 says at length: other systems lack what steps are started, found and ended with."""
     if not sys.platform.startswith("linux"):
         raise UnsupportedError(
             f"The executor runs on Linux so far, and this node is {sys.platform}.",
