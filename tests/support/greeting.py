@@ -1,4 +1,4 @@
-"""A task for hosts that have nothing but Python: it is imported there, so this module needs nothing else."""
+"""Tasks for hosts that have nothing but Python: they are imported there, so this module needs nothing else."""
 
 from __future__ import annotations
 
@@ -16,3 +16,22 @@ def greet(*, ctx: fl.TaskContext) -> str:
     print("greetings from", socket.gethostname())
     Path(ctx.artifact("host.txt")).write_text(socket.gethostname())
     return socket.gethostname()
+
+
+@fl.task
+def first() -> str:
+    """End well, at once."""
+    return "done before"
+
+
+@fl.task
+def hang(*, ctx: fl.TaskContext) -> None:
+    """Say that it is there, and stay."""
+    ctx.events.send("hanging")
+    ctx.events.wait("never", timeout=600)
+
+
+@fl.task
+def fail() -> None:
+    """Fail, at once."""
+    raise RuntimeError("no such luck")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dockerlab
 import httpx2
 import pytest
 import sqlalchemy as sa
@@ -54,6 +56,15 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("executable") / "fieldlab.pyz"
     subprocess.run([sys.executable, "-P", "-m", "fieldlab_executor", "pack", str(path)], check=True, timeout=60)
     return path
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[dockerlab.DockerLab]:
+    """A real Docker engine."""
+    if why := dockerlab.missing():
+        pytest.skip(why)
+    with contextlib.closing(dockerlab.DockerLab()) as lab:
+        yield lab
 
 
 @dataclass

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dockerlab
 import netlab
 import pytest
 from fieldlab_common.environment import Host, Requirements, Venv
@@ -37,7 +39,7 @@ class Site:
     folder: Path
     process: ConnectorProcess
     opening: b.Opening
-    host: netlab.Host | None = None
+    inside: Callable[[str, list[str]], list[str]] | None = None  # a command line where a deployment's processes are
     notices: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
 
     def target(self, name: str = "d1", epoch: int = 1) -> b.Target:
@@ -75,8 +77,9 @@ class Site:
 
     def end(self, noted: Path) -> None:
         pid = int(json.loads(noted.read_text())["pid"])
-        if self.host is not None:
-            subprocess.run(self.host.command("kill", "-KILL", str(pid)), check=False, capture_output=True, timeout=30)
+        if self.inside is not None:
+            command = self.inside(noted.parent.name, ["sh", "-c", f"kill -KILL {pid}"])
+            subprocess.run(command, check=False, capture_output=True, timeout=30)
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -147,7 +150,30 @@ def ssh_site(folder: Path, executable: Path, login: Login) -> Site:
     options = {"hosts": named, "key": login.key, "host_keys": [login.host.public_key], "executable": str(STANDIN)}
     opening = b.Opening(infrastructure="lab", folder=str(folder), executable=str(executable), options=options)
     there = login.host.home / ".local" / "state" / "fieldlab" / "nodes" / folder.name
-    return Site("ssh", there, None, opening, login.host)  # type: ignore[arg-type]
+    return Site("ssh", there, None, opening, lambda _, words: login.host.command(*words))  # type: ignore[arg-type]
+
+
+def docker_site(folder: Path, executable: Path, engine: dockerlab.DockerLab) -> Site:
+    there = folder / "nodes"
+    there.mkdir()
+    options = {
+        "engine": engine.address,
+        "image": dockerlab.IMAGE,
+        "nodes": 3,
+        "prefix": "local",
+        "properties": {"site": "lab"},
+        "cpus": 2,
+        "mounts": [f"{there}:/fieldlab/nodes", f"{STANDIN}:/standin.py:ro"],
+        "executable": "/standin.py",
+    }
+    own = folder / f"i{secrets.token_hex(6)}"
+    opening = b.Opening(infrastructure="lab", folder=str(own), executable=str(executable), options=options)
+
+    def inside(deployment: str, words: list[str]) -> list[str]:
+        found = engine.containers(f"fieldlab={own.name}", f"fieldlab.deployment={deployment}")
+        return engine.command("exec", *(found or ["none"]), *words)
+
+    return Site("docker", there, None, opening, inside)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -164,11 +190,13 @@ async def opened(site: Site) -> AsyncIterator[Site]:
 Test = Callable[[Site], Awaitable[None]]
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(params=["local", "ssh", "docker"])
 def on_site(request: pytest.FixtureRequest, tmp_path: Path, executable: Path) -> Callable[[Test], None]:
     """Run an asynchronous test against one kind of connector."""
     if request.param == "ssh":
         site = ssh_site(tmp_path, executable, request.getfixturevalue("login"))
+    elif request.param == "docker":
+        site = docker_site(tmp_path, executable, request.getfixturevalue("engine"))
     else:
         site = local_site(tmp_path, executable)
 
@@ -203,7 +231,7 @@ def test_it_lists_its_nodes_in_order_with_their_facts(on_site: Callable[[Test], 
         listed: b.Listed = await site.process.call("nodes", b.Nothing())
         assert [node.name for node in listed.nodes] == ["local-1", "local-2", "local-3"]
         assert {node.infrastructure for node in listed.nodes} == {"lab"}
-        assert listed.nodes[0].properties == {"cpus": 2, "site": "lab"}
+        assert listed.nodes[0].properties.items() >= {"cpus": 2, "site": "lab"}.items()
 
     on_site(test)
 

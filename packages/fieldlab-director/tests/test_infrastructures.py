@@ -77,6 +77,23 @@ def test_what_an_admin_attaches_is_for_everybody_unless_users_are_named(people: 
     assert not people.sees(people.other)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("local", {}),
+        ("docker", {}),
+        ("docker", {"engine": "unix:///run/docker.sock"}),
+        ("docker", {"engine": "tcp://engine:2376"}),
+    ],
+)
+def test_the_directors_machine_and_engines_are_for_admins(people: People, kind: str, body: dict[str, str]) -> None:
+    spec = {"kind": kind, "body": {"nodes": [people.node], **body}}
+    given = {"json": {"name": people.name, "spec": spec}}
+    assert people.owner.http.post("/v1/infrastructures", **given).status_code == 403
+    people.owner.become(Role.ADMIN)
+    assert people.owner.http.post("/v1/infrastructures", **given).status_code == 201
+
+
 @pytest.mark.parametrize(("access", "seen"), [([], False), (["other"], True)])
 def test_who_attaches_says_who_may_use_it(people: People, access: list[str], seen: bool) -> None:
     people.owner.become(Role.ADMIN)

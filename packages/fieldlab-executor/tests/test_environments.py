@@ -147,6 +147,19 @@ def test_a_container_is_no_environment_of_this_executor() -> None:
         ensure(Container(image="x"))
 
 
+def test_in_a_container_that_was_made_for_it_a_container_is_the_host_or_a_venv(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(environments.CONTAINER, "x")
+    plain = ensure(Container(image="x", requirements=Requirements(env={"SITE": "roof"})), cache=tmp_path)
+    assert (plain.python, plain.variables) == (find_python(""), {"SITE": "roof"})
+    wanted = Container(image="x", requirements=Requirements(setup=('touch "$VIRTUAL_ENV/made"',)))
+    assert find(wanted, cache=tmp_path) is None
+    made = ensure(wanted, cache=tmp_path)
+    assert Path(made.variables["VIRTUAL_ENV"], "made").exists()
+    made.close()
+
+
 # --- virtual environments ---------------------------------------------------------------------------------------------
 
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fieldlab_common.environment import Resources
 from fieldlab_common.errors import ConnectorError, FieldlabError, InvalidMessage
 from fieldlab_common.messages import CheckLine, Launch, Tagged
 from fieldlab_common.node import Node
@@ -120,11 +121,15 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareRequest:
-    """Make the environment of a deployment. ``python`` like ``3.11``: the version its code needs, or empty."""
+    """Make the environment of a deployment. ``python`` like ``3.11``: the version its code needs, or empty.
+
+    ``resources`` are for a connector whose engine holds a deployment to them; elsewhere its executor does.
+    """
 
     target: Target
     environment: Tagged
     python: str = ""
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)

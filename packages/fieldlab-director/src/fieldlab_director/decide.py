@@ -294,6 +294,8 @@ class _Case:
         if self.row.cancelled is not None:
             return self._cancelled()
         message = "The executor's process ended without a word; what it had journalled is kept."
+        if self.seen.tail:
+            message += f" Its last lines were:\n{self.seen.tail}"
         if failure is not None:
             message = f"The executor's process ended, and its journal could not be fetched: {failure.message}"
         return Move(state=DeploymentState.FAILED, reason=Reason.EXECUTOR_LOST, message=message)

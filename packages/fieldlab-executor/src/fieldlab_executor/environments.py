@@ -5,6 +5,8 @@ for what is asked of it and kept on the shelf (``shelf``) under a key: a digest 
 the platform. System packages are the node's and not the environment's: they are looked for each time. Set-up commands
 belong to the environment and run once, when it is made.
 
+In a container that a connector made, ``Container`` is one of these two (``_inside``).
+
 ``find`` takes what is there, in milliseconds and without a builder or the network: so a node that is offline works with
 what it has. ``ensure`` also makes what is not.
 
@@ -26,7 +28,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fieldlab_common.environment import Environment, Host, Requirements, Venv
+from fieldlab_common.environment import Container, Environment, Host, Requirements, Venv
 from fieldlab_common.errors import UnsupportedError
 
 from fieldlab_executor import system
@@ -39,6 +41,7 @@ __all__ = ["BUILD_SECONDS", "Made", "PrepareFailed", "ensure", "find", "installe
 
 BUILD_SECONDS = 1500.0  # for an environment to be made; less than a director waits for it
 PROBE_SECONDS = 60.0
+CONTAINER = "FIELDLAB_CONTAINER"  # the variable that names the image of the container an executor is in
 # Prints which of the named distributions an interpreter lacks.
 _LACKING = """
 import sys
@@ -84,6 +87,7 @@ def find(environment: Environment, *, python: str = "", cache: Path | None = Non
         PrepareFailed: the node as it is was asked for, and lacks something.
         UnsupportedError: the node cannot have such an environment.
     """
+    environment = _inside(environment)
     requirements = environment.requirements
     if isinstance(environment, Venv):
         if system.missing(requirements.system_packages):
@@ -114,7 +118,7 @@ def ensure(
         PrepareFailed: a builder failed, or needs what the node does not have.
         UnsupportedError: the node cannot have such an environment.
     """
-    cache = cache or cache_folder()
+    cache, environment = cache or cache_folder(), _inside(environment)
     found = find(environment, python=python, cache=cache)
     if found is None:
         assert isinstance(environment, Venv)  # the node as it is was found, or an error
@@ -123,6 +127,16 @@ def ensure(
         for key in shelf_of(cache).evict(Bounds.of(os.environ), time.time()):
             log(f"Removed environment {key}: it was not used for long, or took up room that was needed.")
     return found
+
+
+def _inside(environment: Environment) -> Environment:
+    """What a container is to an executor in it, which it is when whoever made the container says so: a virtual
+    environment where something is to be installed, else the container as it is."""
+    if not isinstance(environment, Container) or CONTAINER not in os.environ:
+        return environment
+    wants = environment.requirements
+    made = wants.packages or wants.system_packages or wants.setup
+    return Venv(requirements=wants) if made else Host(requirements=wants)
 
 
 # --- the node as it is -----------------------------------------------------------------------------------------------

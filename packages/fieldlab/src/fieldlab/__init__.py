@@ -99,6 +99,7 @@ if TYPE_CHECKING:
 
     from fieldlab.client import Client as Client
     from fieldlab.config import profiles as profiles
+    from fieldlab.docker import Docker as Docker
     from fieldlab.infrastructure import Agents as Agents
     from fieldlab.infrastructure import Local as Local
     from fieldlab.local import run as run
@@ -141,6 +142,7 @@ __all__ = [
     "DirectorError",
     "DirectorTimeout",
     "DirectorUnreachable",
+    "Docker",
     "DoubledIdentity",
     "DuplicateNameError",
     "Elastic",
@@ -222,6 +224,7 @@ __all__ = [
 _HOMES = {
     "fieldlab.client": "Client",
     "fieldlab.config": "profiles",
+    "fieldlab.docker": "Docker",
     "fieldlab.infrastructure": "Agents Local",
     "fieldlab.ssh": "SSH",
     "fieldlab.local": "run",

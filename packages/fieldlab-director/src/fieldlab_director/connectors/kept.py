@@ -143,6 +143,13 @@ class KeptNodes:
         self._watched.get(self._place(target.node)[0], set()).discard(target.deployment)
         return done
 
+    async def forget(self, node: str) -> None:
+        """Let go of the keeper of a node that is no more."""
+        key = self._place(node)[0]
+        self._watched.pop(key, None)
+        if keeper := self._keepers.pop(key, None):
+            await keeper.close()
+
     async def close(self) -> None:
         """Let go of the keepers. What they started goes on."""
         await asyncio.gather(*(keeper.close() for keeper in self._keepers.values()))

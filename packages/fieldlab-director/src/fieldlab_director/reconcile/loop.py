@@ -314,7 +314,12 @@ class Reconciler:
             connector = await self._connector(row.infrastructure_id)
             target = target_of(row.id, row.node, row.epoch, row.prepared, row.handle)
             if given.job is d.Job.PREPARE:
-                request = PrepareRequest(target=target, environment=row.spec.environment, python=row.spec.python)
+                request = PrepareRequest(
+                    target=target,
+                    environment=row.spec.environment,
+                    python=row.spec.python,
+                    resources=row.spec.resources,
+                )
                 return (await connector.call("prepare", request)).prepared
             if given.job is d.Job.LAUNCH:
                 launch = LaunchRequest(target=target, launch=self._launch(row))

@@ -263,9 +263,10 @@ class Desk(Reception):
         """Ask the connector for the nodes, then store both."""
         name, spec, access = ask.body.name, ask.body.spec, ask.body.access
         trusted = ask.user.role is Role.ADMIN
-        if spec.kind == "local" and Caller.ADMIN not in ask.user.may:
+        if spec.kind in ("local", "docker") and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
-                "Only an admin may attach the director's own machine.", advice="Ask the director's admin."
+                "Only an admin may attach the director's own machine, or a Docker engine.",
+                advice="Ask the director's admin.",
             )
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
         infrastructure_id = new_id()

@@ -97,6 +97,12 @@ class _Count:
     count: int
 
 
+def is_of_director(spec: Tagged) -> bool:
+    """Whether it is the director's own machine: as it is, or by an engine's socket, which is as much as root there."""
+    engine = str((spec.body or {}).get("engine") or "")
+    return spec.kind == "local" or (spec.kind == "docker" and not engine.startswith("tcp://"))
+
+
 def check_attach(tx: Tx, caller: UserCaller, name: str) -> None:
     """Hold that the caller can attach an infrastructure under ``name``.
 
@@ -144,7 +150,7 @@ def attach(
         state=state,
         message=message,
         created=tx.now,
-        home=home if spec.kind == "local" else None,
+        home=home if is_of_director(spec) else None,
     )
     tx.execute(queries.ADD_INFRASTRUCTURE, **vars(row))
     survey.store(tx, row.id, found)
