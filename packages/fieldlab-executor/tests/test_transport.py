@@ -23,6 +23,7 @@ from fieldlab_common import errors as e
 from fieldlab_common.protocol import PROBLEM, BlobStatus, Poll
 from fieldlab_executor import transport
 from fieldlab_executor.frames import Unpacker, pack
+from fieldlab_executor.pipe import PipeTransport, pipe_of
 from fieldlab_executor.recall import Recall, Recalled
 from fieldlab_executor.transport import (
     Answer,
@@ -30,9 +31,7 @@ from fieldlab_executor.transport import (
     FileFault,
     HttpTransport,
     PipeClosed,
-    PipeTransport,
     interpret,
-    pipe_of,
     proxy_for,
 )
 

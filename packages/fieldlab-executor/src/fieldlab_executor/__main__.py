@@ -135,7 +135,9 @@ def _transport(launch: Any, pipe: str | None) -> Any:
     from fieldlab_executor import transport
 
     if pipe is not None:
-        return transport.pipe_of(int(pipe))
+        from fieldlab_executor.pipe import pipe_of
+
+        return pipe_of(int(pipe))
     proxy = transport.proxy_for(launch.director, os.environ)
     return transport.HttpTransport(launch.director, launch.token, ca=launch.ca, proxy=proxy)
 

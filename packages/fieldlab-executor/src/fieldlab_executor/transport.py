@@ -1,12 +1,12 @@
-"""How bytes get to the director and back: over HTTP, or over the inherited socket of a local run.
+"""How bytes get to the director and back over HTTP, and what any way there has to be (``pipe``: that of a local run).
 
 A ``Transport`` asks one row of ``protocol.ENDPOINTS`` and gives back status and body, or raises one of four errors:
 ``DirectorUnreachable``, ``DirectorTimeout``, ``BadAnswer``, and ``PipeClosed`` when nobody will ever answer again.
 ``interpret`` makes a value or a typed error of an answer, whoever gave it: the director, a proxy, a captive portal.
 
-Both transports may be used by several threads at once. HTTP keeps a connection for each request that is under way and
-uses it again; over the socket, requests carry an id and answers come in any order. Large bodies go from and to disk in
-chunks. Every wait has a deadline: ``timeout`` seconds for the answer to begin and for each silence after that.
+A transport may be used by several threads at once. HTTP keeps a connection for each request that is under way and
+uses it again. Large bodies go from and to disk in chunks. Every wait has a deadline: ``timeout`` seconds for the answer
+to begin and for each silence after that.
 
 ``http.client`` brings TLS and the e-mail package along, 6 MB of memory: it is imported where it is used, so that a
 local run goes without.
@@ -14,12 +14,8 @@ local run goes without.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import os
 import socket
-import struct
 import threading
 import time
 import zlib
@@ -32,31 +28,29 @@ from fieldlab_common import errors as e
 from fieldlab_common.protocol import ENDPOINTS, PROBLEM, PROTOCOL, PROTOCOLS, Endpoint, Problem
 from fieldlab_common.wire import loads
 
-from fieldlab_executor.frames import Unpacker, pack
 from fieldlab_executor.recall import Recall, Recalled
 
 if TYPE_CHECKING:
     import http.client
 
 __all__ = [
+    "BLOCK",
     "Answer",
     "FileBody",
     "FileFault",
     "HttpTransport",
     "PipeClosed",
-    "PipeTransport",
     "Sink",
     "Transport",
     "interpret",
-    "pipe_of",
     "proxy_for",
+    "shut",
 ]
 
 MAX_ANSWER = 64 * 1024 * 1024  # bytes of an answer that is kept in memory
 HTTP_CHUNK = 256 * 1024 * 1024  # bytes of one upload request: its end syncs the disk, and a cut loses nothing
-PIPE_CHUNK = 1024 * 1024
 COMPRESSED_FROM = 1400  # bytes of a body: what fits one packet anyway goes as it is
-_BLOCK = 256 * 1024
+BLOCK = 256 * 1024
 _IDLE = 8  # connections that are kept for the next request
 _CONNECT = 10.0  # seconds for a connection to be made
 
@@ -94,7 +88,7 @@ class FileBody:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(self.offset)
                 while left:
-                    block = file.read(min(_BLOCK, left))
+                    block = file.read(min(BLOCK, left))
                     if not block:
                         raise FileFault(f"{self.path} became shorter while it was sent.")
                     left -= len(block)
@@ -306,7 +300,7 @@ class HttpTransport:
             connection.close()
         for sock in busy:
             if sock is not None:
-                _shut(sock)
+                shut(sock)
 
     def _exchange(
         self,
@@ -354,7 +348,7 @@ class HttpTransport:
         sock = connection.sock
         sock.settimeout(wanted.timeout)
         if wanted.recall is not None:
-            wanted.recall.arm(connection, lambda: _shut(sock))
+            wanted.recall.arm(connection, lambda: shut(sock))
         try:
             connection.request(method, target, body=data, headers=dict(headers))
         except (BrokenPipeError, ConnectionResetError):
@@ -381,8 +375,8 @@ class HttpTransport:
         if self._proxy is not None:
             host, port = self._proxy.hostname or "", self._proxy.port or 8080
         if not self._secure:
-            return http.client.HTTPConnection(host, port, timeout=timeout, blocksize=_BLOCK)
-        made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context, blocksize=_BLOCK)
+            return http.client.HTTPConnection(host, port, timeout=timeout, blocksize=BLOCK)
+        made = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context, blocksize=BLOCK)
         if self._proxy is not None:
             made.set_tunnel(self._host, self._port, headers=_proxy_headers(self._proxy))
         return made
@@ -440,7 +434,7 @@ def _receive(response: http.client.HTTPResponse, sink: Sink | None, start: int, 
     offset = start if response.status == 206 else 0
     deadline = time.monotonic() + timeout
     size = 0
-    while block := response.read1(_BLOCK):
+    while block := response.read1(BLOCK):
         size += len(block)
         if wanted and sink is not None:
             sink(offset + size - len(block), block)
@@ -476,164 +470,9 @@ def _proxy_headers(proxy: Any) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
 
 
-def _shut(sock: socket.socket) -> None:
+def shut(sock: socket.socket) -> None:
+    """End both directions of a connection, whoever waits on it."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:  # it was not connected any more
         return
-
-
-# --- the inherited socket ---------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class _Waiting:
-    done: threading.Event = field(default_factory=threading.Event)
-    recalled: bool = False
-    status: int = 0
-    body: bytes = b""
-
-
-class PipeTransport:
-    """Frames (``frames``) over a connected Unix socket, which it takes over.
-
-    A request is ``{"id", "endpoint", "path", "query"}`` with its body, an answer ``{"id", "status"}`` with its;
-    ``{"recall": id}`` says that an answer that has not gone out is not wanted any more. Blobs
-    are asked for in pieces: ``offset`` and ``limit`` of the query.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.chunk = PIPE_CHUNK
-        self._sock = sock
-        sock.setblocking(True)
-        # A peer that reads nothing for half a minute is gone; the reading thread waits as long as it takes.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 30, 0))
-        self._sending = threading.Lock()
-        self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiting] = {}
-        self._last = 0
-        self._gone = ""
-        self._thread = threading.Thread(target=self._read, name="pipe", daemon=True)
-        self._thread.start()
-
-    def request(
-        self,
-        endpoint: str,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, str | int | float] | None = None,
-        body: bytes | FileBody | None = None,
-        timeout: float,
-        start: int = 0,
-        sink: Sink | None = None,
-        recall: Recall | None = None,
-    ) -> Answer:
-        """Ask over the one socket."""
-        if sink is None:
-            return self._ask(endpoint, path, query, body, timeout, recall)
-        while True:
-            part = self._ask(endpoint, path, {**(query or {}), "offset": start, "limit": PIPE_CHUNK}, body, timeout)
-            if part.status >= 300:
-                return part
-            sink(start, part.body)
-            start += len(part.body)
-            if len(part.body) != PIPE_CHUNK:
-                return Answer(status=206, headers=part.headers, sent=part.sent, received=part.received)
-
-    def close(self) -> None:
-        """End the conversation."""
-        self._lost("The link is closed.")
-        _shut(self._sock)
-        self._thread.join()
-        self._sock.close()
-
-    def _ask(
-        self,
-        endpoint: str,
-        path: Mapping[str, str] | None,
-        query: Mapping[str, str | int | float] | None,
-        body: bytes | FileBody | None,
-        timeout: float,
-        recall: Recall | None = None,
-    ) -> Answer:
-        data = b"".join(body.blocks()) if isinstance(body, FileBody) else body or b""
-        waiting = _Waiting()
-        with self._lock:
-            self._last += 1
-            number = self._last
-            self._waiting[number] = waiting
-        try:
-            header = {"id": number, "endpoint": endpoint, "path": dict(path or {}), "query": dict(query or {})}
-            frame = pack(header, data)
-            if recall is not None:
-                recall.arm(waiting, lambda: self._take_back(number, waiting))
-            self._send(frame)
-            if not waiting.done.wait(timeout):
-                raise e.DirectorTimeout(f"The client did not answer {endpoint!r} within {timeout:g} s.")
-            if waiting.recalled:
-                raise Recalled
-            if not waiting.status:
-                raise PipeClosed(self._gone)
-        finally:
-            if recall is not None:
-                recall.disarm(waiting)
-            with self._lock:
-                self._waiting.pop(number, None)
-        kind = "application/json" if waiting.status < 300 else PROBLEM
-        received = len(waiting.body)
-        return Answer(
-            status=waiting.status,
-            headers={"content-type": kind},
-            body=waiting.body,
-            sent=len(frame),
-            received=received,
-        )
-
-    def _take_back(self, number: int, waiting: _Waiting) -> None:
-        waiting.recalled = True
-        waiting.done.set()
-        with contextlib.suppress(PipeClosed):
-            self._send(pack({"recall": number}))
-
-    def _send(self, frame: bytes) -> None:
-        with self._sending:
-            if self._gone:
-                raise PipeClosed(self._gone)
-            try:
-                self._sock.sendall(frame)
-            except OSError as error:  # also when it takes too long: half a frame has no other end than this
-                self._lost(f"The client that started this run is gone: {error}.")
-                raise PipeClosed(self._gone) from error
-
-    def _read(self) -> None:
-        unpacker = Unpacker()
-        try:
-            while data := self._sock.recv(_BLOCK):
-                for header, body in unpacker.feed(data):
-                    self._answered(header, body)
-        except (OSError, e.InvalidMessage) as error:
-            self._lost(f"The client that started this run is gone, or speaks another language: {error}")
-        self._lost("The client that started this run is gone.")
-
-    def _answered(self, header: Mapping[str, Any], body: bytes) -> None:
-        number, status = header.get("id"), header.get("status")
-        if not isinstance(number, int) or not isinstance(status, int) or not 100 <= status < 600:
-            raise e.InvalidMessage(f"An answer has the header {json.dumps(header)[:200]}.")
-        with self._lock:
-            waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.recalled:  # else its deadline has passed
-            waiting.status, waiting.body = status, body
-            waiting.done.set()
-
-    def _lost(self, why: str) -> None:
-        with self._lock:
-            self._gone = self._gone or why
-            waiting = list(self._waiting.values())
-        for one in waiting:
-            one.done.set()
-
-
-def pipe_of(descriptor: int) -> PipeTransport:
-    """The transport over an inherited descriptor, which no child of this process will inherit."""
-    os.set_inheritable(descriptor, False)
-    return PipeTransport(socket.socket(fileno=descriptor))
