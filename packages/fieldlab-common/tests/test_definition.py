@@ -1,11 +1,13 @@
 """Tasks, steps, DAGs and experiments as a user writes them, and what is refused at the user's line."""
 
 import datetime as dt
+import re
 
 import pytest
 from fieldlab_common.builtin import arg, barrier, send, shell, wait_for
 from fieldlab_common.context import CommandFailed, TaskContext, check_artifact_name
 from fieldlab_common.dag import DAG, Pipeline
+from fieldlab_common.environment import Venv
 from fieldlab_common.errors import (
     ArgumentError,
     ArtifactNameError,
@@ -21,6 +23,7 @@ from fieldlab_common.experiment import Experiment
 from fieldlab_common.forms import background, map_, repeat
 from fieldlab_common.node import Node
 from fieldlab_common.selector import node
+from fieldlab_common.step import by_node
 from fieldlab_common.task import FunctionTask, Task, task
 
 
@@ -305,3 +308,61 @@ def test_a_command_that_the_node_lacks_says_how_to_get_it():
     with pytest.raises(CommandFailed, match=r"no program 'fieldlab-nothing'.*system_packages") as caught:
         shell("fieldlab-nothing {x}").run(x=1)
     assert caught.value.exit_code == 127
+
+
+class Nothing(Task[None]): ...
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: repeat(add, times=2),  # type: ignore[arg-type]
+        lambda: background(add),  # type: ignore[arg-type]
+        lambda: Pipeline("stages").then(add),  # type: ignore[arg-type]
+        lambda: add(Probe(1)),
+        lambda: add(b=Probe, a=1),
+    ],
+)
+def test_a_task_where_a_step_belongs_is_refused_and_told_to_be_called(use):
+    with pytest.raises(DefinitionError, match=r"no step"):
+        use()
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda: background(add(1), stop="INT"), "signal"),  # type: ignore[arg-type]
+        (lambda: repeat(add(1), times="3"), "times='3'"),  # type: ignore[arg-type]
+        (lambda: repeat(add(1), until=3), "until=3"),  # type: ignore[arg-type]
+        (lambda: add(1).exclusive(), "names"),
+        (lambda: add(1).exclusive(3), "names"),  # type: ignore[arg-type]
+        (lambda: by_node(3), "function of a node"),  # type: ignore[arg-type]
+        (lambda: DAG(max_parallel="3"), "max_parallel='3'"),  # type: ignore[arg-type]
+        (lambda: Experiment("x", min_nodes="3"), "min_nodes='3'"),  # type: ignore[arg-type]
+        (lambda: Experiment("x", start_at="tomorrow"), "no time"),  # type: ignore[arg-type]
+        (lambda: Nothing()(), "Nothing has no run method"),
+        (lambda: shell("grep 'a"), "No closing quotation"),
+        (lambda: shell("tcpdump -r {file} | wc -l"), "no shell reads the '|'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_where_it_is_written(use, words):
+    with pytest.raises(DefinitionError, match=re.escape(words)):
+        use()
+
+
+@pytest.mark.parametrize(("setting", "given"), [("env", "venv"), ("env", Venv), ("resources", {"cpus": 1})])
+def test_an_experiment_takes_environments_and_resources_of_their_kind(setting, given):
+    with DAG() as dag:
+        add(1)
+    with pytest.raises(DefinitionError, match=f"{setting}="):
+        Experiment("x").map(dag, Node.dummy(), **{setting: given})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"env": {"RATE": 1}}, {"retry_if": 3}, {"retries": 1.5}, {"retries": "2"}, {"packages": ["numpy >> 3"]}],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(DefinitionError, match="requirement" if name == "packages" else f"{name}="):
+        task(**settings)

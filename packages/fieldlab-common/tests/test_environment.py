@@ -6,6 +6,7 @@ from fieldlab_common.environment import (
     Requirements,
     Resources,
     Venv,
+    check_packages,
     conflicting_pins,
     parse_duration,
     parse_size,
@@ -28,6 +29,32 @@ def test_needing_keeps_the_kind_and_its_settings():
 
 def test_contradicting_pins_are_found_whatever_their_spelling():
     assert conflicting_pins(["Foo_Bar==1", "x>=2", "foo-bar==2", "y==1", "y==1"]) == [("foo-bar", "1", "2")]
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "dnspython",
+        "dnspython>=2.6",
+        "numpy ~= 2.0, !=2.1.*",
+        "requests[socks,security]>=2.8.1,==2.8.*;python_version<'2.7'",
+        "zope.interface (>5.0,)",
+        "x===2024a",
+        "torch==2.5.1+cpu",
+        "pip @ https://example.org/pip.whl",
+        "git+https://example.org/x.git@v1#egg=x",
+        "./wheels/x-1.0-py3-none-any.whl",
+        "--no-binary=:all:",
+    ],
+)
+def test_what_an_installer_takes_is_a_requirement(package):
+    check_packages([package])
+
+
+@pytest.mark.parametrize("package", ["", "numpy >> 3", "numpy=1.0", "numpy 2.0", "numpy>=", 3])
+def test_what_no_installer_takes_is_refused(package):
+    with pytest.raises(DefinitionError, match="no requirement"):
+        check_packages([package])
 
 
 @pytest.mark.parametrize(("text", "size"), [("1 GiB", 2**30), ("2GB", 2 * 10**9), (512, 512), ("1.5 KiB", 1536)])

@@ -167,6 +167,15 @@ def test_by_node_is_computed_for_each_node():
     assert [store.open(d.graph.steps[0].args)[0] for d in found.deployments] == [([16],), ([2],)]
 
 
+def test_a_by_node_that_fails_for_a_node_is_a_problem_of_that_node_alone():
+    with DAG("d") as dag:
+        plain(by_node(lambda n: 8 / n["cpus"]["cores"] if n.name == "small" else n["cpus"]))
+    found, _ = resolved(dag, BIG, SMALL)
+    (problem,) = found.problems
+    assert (problem.deployment, problem.step) == ("small", "plain")
+    assert "fl.by_node failed: TypeError" in problem.message
+
+
 def test_a_step_without_such_an_argument_is_shared_beside_one_that_has_it():
     with DAG("d") as dag:
         plain(by_node(lambda n: n["cpus"]))

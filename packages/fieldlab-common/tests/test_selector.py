@@ -197,3 +197,14 @@ def test_what_is_no_version_or_address_is_refused_where_it_is_written(wrong):
 def test_a_version_or_address_is_for_comparing_only(wrong, view):
     with pytest.raises(StepMisuseError, match="compared"):
         wrong(view)
+
+
+def test_a_function_that_asks_for_what_a_node_lacks_is_false_and_says_so():
+    verdict = as_selector(lambda n: n["rack"] == 4).explain(PI)
+    assert not verdict
+    assert "'rack'" in verdict.because
+
+
+def test_a_function_that_fails_is_named_with_the_node():
+    with pytest.raises(DefinitionError, match=rf"lambda.*{PI.name}.*ZeroDivisionError"):
+        as_selector(lambda n: 1 / 0).holds(PI)

@@ -136,6 +136,23 @@ class Shell(Task[Any]):
         return PARSERS[self.parse](output) if isinstance(self.parse, str) else self.parse(output)
 
 
+def _split(command: str) -> list[str | Arg]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise DefinitionError(f"shell({command!r:.80}) cannot be split into arguments: {error}.") from None
+    for word in words:
+        if word in _OF_A_SHELL:
+            raise DefinitionError(
+                f"shell({command!r:.80}): no shell reads the {word!r}; it would be an argument.",
+                advice='Give a list if that is meant; or ask for a shell: fl.shell(["sh", "-c", "..."]).',
+            )
+    return [*words]
+
+
+_OF_A_SHELL = frozenset(("|", "||", "&&", ";", "&", ">", ">>", "<", "2>", "2>&1", "&>"))
+
+
 def shell(
     command: str | Sequence[str | Arg],
     *,
@@ -158,7 +175,7 @@ def shell(
     of the output: ``"text"``, ``"lines"``, ``"json"`` or a function. ``ok_codes`` are the exit codes of success.
     """
     fill = isinstance(command, str)
-    words: list[str | Arg] = list(shlex.split(command)) if isinstance(command, str) else list(command)
+    words: list[str | Arg] = _split(command) if isinstance(command, str) else list(command)
     if not words:
         raise DefinitionError("shell() needs a command.")
     if isinstance(parse, str) and parse not in PARSERS:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from fieldlab_common.deployment import MAX_DEPTH
 from fieldlab_common.drawing import Box, Drawing, Line, Svg, lines_to, notes_of
-from fieldlab_common.environment import parse_duration
+from fieldlab_common.environment import check_count, parse_duration
 from fieldlab_common.errors import (
     ArgumentError,
     CycleError,
@@ -67,8 +67,7 @@ class DAG:
         max_parallel: int | None = None,
         isolation: Isolation = None,
     ) -> None:
-        if max_parallel is not None and max_parallel < 1:
-            raise DefinitionError(f"max_parallel={max_parallel}: it is at least 1, or None for no limit.")
+        check_count("max_parallel", max_parallel)
         self.name = check_name(name, "a DAG")
         self.stop_on_failure = stop_on_failure
         check_isolation(isolation)
@@ -357,7 +356,7 @@ class Pipeline(DAG):
             ArgumentError: a DAG needs arguments.
         """
         self.joined = ()
-        members = [stage] if isinstance(stage, Step | DAG) else list(stage)
+        members = list(stage) if isinstance(stage, list | tuple) else [stage]
         if not members:
             raise DefinitionError(f"A stage of pipeline {self.name!r} has no step.")
         steps = [_member(self, one) for one in members]

@@ -22,6 +22,8 @@ __all__ = [
     "Requirements",
     "Resources",
     "Venv",
+    "check_count",
+    "check_packages",
     "conflicting_pins",
     "parse_duration",
     "parse_size",
@@ -111,6 +113,12 @@ class Resources:
         _ = self.memory_bytes, self.walltime_seconds
 
 
+def check_count(name: str, value: object) -> None:
+    """Refuse what is neither None nor a whole number from 1."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise DefinitionError(f"{name}={value!r}: it is at least 1, or None.")
+
+
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZES.update({"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40})
 _TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -135,6 +143,23 @@ def parse_duration(value: float | str) -> float:
 
 
 _PIN = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*==\s*([^\s;,*]+)\s*(?:;.*)?$")
+
+
+_OPERATOR = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;<>=!~()]+"
+_REQUIREMENT = re.compile(  # PEP 508, by name: extras, versions, a marker
+    rf"\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\])?\s*\(?\s*(?:{_OPERATOR}\s*(?:,\s*{_OPERATOR}\s*)*,?\s*)?\)?\s*(?:;.+)?"
+)
+
+
+def check_packages(packages: Iterable[str]) -> None:
+    """Refuse what no installer takes; what names a file or an address, or is an option, is the installer's to judge."""
+    for package in packages:
+        if not isinstance(package, str) or not (
+            _REQUIREMENT.fullmatch(package) or re.search(r"[/\\@]", package) or package.startswith(("-", "."))
+        ):
+            raise DefinitionError(
+                f"{package!r} is no requirement of a Python package.", advice="Write it as for pip: 'dnspython>=2.6'."
+            )
 
 
 def conflicting_pins(packages: Iterable[str]) -> list[tuple[str, str, str]]:

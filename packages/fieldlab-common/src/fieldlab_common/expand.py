@@ -13,6 +13,7 @@ from typing import Any
 
 from fieldlab_common import paths
 from fieldlab_common.dag import DAG, DagTask
+from fieldlab_common.errors import DefinitionError
 from fieldlab_common.node import Node
 from fieldlab_common.step import Arg, ByNode, File, Item, Pick, Step, references
 
@@ -81,6 +82,16 @@ def walk(uses: Iterable[Use]) -> Iterator[Use]:
         yield from walk(use.inside)
 
 
+def _computed(value: ByNode, node: Node) -> Any:
+    try:
+        return value.function(node)
+    except Exception as error:  # the user's function may raise anything; for this node, that is a problem of the plan
+        raise DefinitionError(
+            f"the function of its fl.by_node failed: {type(error).__name__}: {error}.",
+            advice="Give the node what it asks for, or let it ask with node.get(name).",
+        ) from error
+
+
 class Filler:
     """Fills in, in the arguments of one step, what is known before it runs: parameters, ``by_node``, files.
 
@@ -97,7 +108,7 @@ class Filler:
         if isinstance(value, Arg):
             return self.fill(scope.values[value.name], scope.around or Scope({}), levels + 1)
         if isinstance(value, ByNode):
-            return value.function(self._node)
+            return _computed(value, self._node)
         if isinstance(value, File):
             return self._file(value)
         if levels and isinstance(value, Step | Pick | Item):

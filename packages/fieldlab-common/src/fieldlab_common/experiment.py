@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fieldlab_common.dag import DAG, Choice
-from fieldlab_common.environment import Environment, Resources, parse_duration
+from fieldlab_common.environment import Environment, Resources, check_count, parse_duration
 from fieldlab_common.errors import DefinitionError, DuplicateNameError, SelectionError
 from fieldlab_common.node import Node
 from fieldlab_common.step import check_name
@@ -58,8 +58,7 @@ class Experiment:
             raise DefinitionError(
                 f"start_at={start_at!r:.80} is no time with a time zone.", advice="Use datetime(..., tzinfo=...)."
             )
-        if min_nodes is not None and min_nodes < 1:
-            raise DefinitionError(f"min_nodes={min_nodes}: it is at least 1.")
+        check_count("min_nodes", min_nodes)
         if on_prepare_failure not in ON_PREPARE_FAILURE:
             raise DefinitionError(
                 f"on_prepare_failure={on_prepare_failure!r}: it is one of {', '.join(ON_PREPARE_FAILURE)}."
@@ -103,6 +102,10 @@ class Experiment:
         """
         if not isinstance(dag, DAG | Choice):
             raise DefinitionError(f"map() takes a DAG or fl.choose(...), not {dag!r:.80}.")
+        if env is not None and not isinstance(env, Environment):
+            raise DefinitionError(f"env={env!r:.80} is no environment.", advice="Give fl.Host() or fl.Venv().")
+        if resources is not None and not isinstance(resources, Resources):
+            raise DefinitionError(f"resources={resources!r:.80}: give fl.Resources(cpus=..., memory=...).")
         chosen = [nodes] if isinstance(nodes, Node) else list(nodes)
         if not chosen:
             raise SelectionError(f"map() of {dag!r} got no node.", advice="Look at client.nodes() for what is there.")

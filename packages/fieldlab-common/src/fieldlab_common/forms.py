@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 from fieldlab_common.builtin import value
 from fieldlab_common.dag import DAG, Choice, DagTask
 from fieldlab_common.deployment import Background
-from fieldlab_common.environment import parse_duration
+from fieldlab_common.environment import check_count, parse_duration
 from fieldlab_common.errors import DefinitionError
-from fieldlab_common.step import Arg, Item, Pick, Step, current_dag
+from fieldlab_common.step import Arg, Item, Pick, Step, check_step, current_dag
 from fieldlab_common.task import Task, task_of
 
 __all__ = ["background", "map_", "repeat"]
@@ -31,7 +31,7 @@ def background(step: Step[R], *, stop: int | None = None, grace: float | str = 1
     Raises:
         DefinitionError: the step is a DAG, which ends when its steps have.
     """
-    if isinstance(step.task, DagTask):
+    if isinstance(check_step(step).task, DagTask):
         raise DefinitionError(
             f"{step!r} is a DAG and cannot run in the background.",
             advice="Let those of its steps run in the background that others are `during`.",
@@ -41,6 +41,8 @@ def background(step: Step[R], *, stop: int | None = None, grace: float | str = 1
             f"{step!r} is isolation='shared' and cannot run in the background: it would keep a worker from all others.",
             advice="Leave isolation out; a background step has a process of its own.",
         )
+    if stop is not None and not (isinstance(stop, int) and 0 < stop < 65):
+        raise DefinitionError(f"stop={stop!r} is no signal.", advice="Give one of signal's, such as signal.SIGINT.")
     signal = int(stop) if stop is not None else (None if step.takes_context else 15)
     step.background = Background(signal=signal, grace=parse_duration(grace), announces=step.takes_context)
     return step
@@ -64,12 +66,14 @@ def repeat(
     Raises:
         DefinitionError: nothing says when it ends.
     """
+    check_step(step)
     if times is None and duration is None and until is None:
         raise DefinitionError(f"{step!r} would repeat for ever.", advice="Give times=, duration= or until=.")
     if on_failure not in ("fail", "continue"):
         raise DefinitionError(f"on_failure={on_failure!r}: it is 'fail' or 'continue'.")
-    if times is not None and times < 1:
-        raise DefinitionError(f"times={times}: it is at least 1.")
+    check_count("times", times)
+    if until is not None and not callable(until):
+        raise DefinitionError(f"until={until!r:.80}: it is a function of the last value.")
     if step.over is not None or step.background is not None:
         raise DefinitionError(f"{step!r} is mapped or in the background and cannot repeat.")
     step.repetition = {

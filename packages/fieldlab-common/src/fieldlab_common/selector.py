@@ -291,12 +291,23 @@ class Not(Selector):
 
 @dataclass(frozen=True)
 class Opaque(Selector):
-    """A Python callable of the node: it is asked, and cannot be explained."""
+    """A Python callable of the node: it is asked, and cannot be explained.
+
+    A property that it looks up and the node lacks makes it false, as it makes a comparison.
+    """
 
     function: Callable[[Node], bool] = field(compare=True)
 
     def explain(self, node: Node) -> Verdict:
-        holds = bool(self.function(node))
+        try:
+            holds = bool(self.function(node))
+        except KeyError as error:
+            return Verdict(False, f"the function {self} asks for {error}, which the node has not")
+        except Exception as error:  # the user's function may raise anything: say whose it is, and of which node
+            raise DefinitionError(
+                f"The function {self} failed for node {node.name!r}: {type(error).__name__}: {error}.",
+                advice="It takes a node, and says whether it fits; node.get(name) gives None for what it lacks.",
+            ) from error
         return Verdict(holds, f"the function {self} says {'yes' if holds else 'no'}")
 
     def __str__(self) -> str:

@@ -124,6 +124,8 @@ class Arg:
 
 def by_node(function: Callable[[Node], Any]) -> Any:
     """A parameter that is computed, on the client, for each node: ``by_node(lambda node: node["rate"] * 2)``."""
+    if not callable(function):
+        raise DefinitionError(f"by_node() takes a function of a node, not {function!r:.80}.")
     return ByNode(function)
 
 
@@ -344,6 +346,8 @@ class Step(_Stands, Generic[R]):
 
     def exclusive(self, *names: str) -> Step[R]:
         """Never run it at the same time as another step of the deployment that is exclusive for one of ``names``."""
+        if not names or not all(isinstance(name, str) for name in names):
+            raise DefinitionError("exclusive() takes the names of what it holds alone, such as 'nic'.")
         self.exclusives = tuple(dict.fromkeys((*self.exclusives, *names)))
         return self
 
@@ -395,6 +399,15 @@ class Step(_Stands, Generic[R]):
                 owner.add(newcomer)
 
 
+def check_step(given: Any) -> Step[Any]:
+    """Return ``given`` if it is a step, and say how to make one of it if it is not."""
+    if isinstance(given, Step):
+        return given
+    raise DefinitionError(
+        f"{given!r:.80} is no step.", advice="Call a task or a DAG to make a step of it: task(...), dag(...)."
+    )
+
+
 def _flat(steps: Iterable[Any]) -> Iterator[Step[Any]]:
     for step in steps:
         if isinstance(step, Step):
@@ -402,9 +415,7 @@ def _flat(steps: Iterable[Any]) -> Iterator[Step[Any]]:
         elif isinstance(step, list | tuple):
             yield from _flat(step)
         else:
-            raise DefinitionError(
-                f"{step!r} is no step.", advice="Call a task or a DAG to make a step of it: task(...), dag(...)."
-            )
+            yield check_step(step)
 
 
 # --- what leads to a step --------------------------------------------------------------------------------------------

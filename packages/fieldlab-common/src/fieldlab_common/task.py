@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
 
 from fieldlab_common.context import TaskContext
-from fieldlab_common.environment import Requirements, parse_duration
+from fieldlab_common.environment import Requirements, check_packages, parse_duration
 from fieldlab_common.errors import ArgumentError, DefinitionError
 from fieldlab_common.node import Node
 from fieldlab_common.selector import Selector, as_selector
@@ -84,6 +84,13 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         check_isolation(self.isolation)
+        check_packages(self.packages or ())
+        if not all(isinstance(value, str | Secret) for value in self.env.values()):
+            raise DefinitionError(f"env={dict(self.env)!r:.200}: values are text, or fl.secret(...).")
+        if self.retry_if is not None and not callable(self.retry_if):
+            raise DefinitionError(f"retry_if={self.retry_if!r:.80}: it is a function of the error's text.")
+        if not isinstance(self.retries, int):
+            raise DefinitionError(f"retries={self.retries!r}: it is a whole number.")
         if self.timeout is not None and self.timeout <= 0:
             raise DefinitionError(f"timeout={self.timeout!r}: it must be more than zero seconds.")
         if self.retries < 0 or self.retry_delay < 0 or self.retry_backoff < 1:
@@ -149,7 +156,7 @@ class Task(Generic[R]):
 
     def run(self, *args: Any, **kwargs: Any) -> R:
         """Do the work, on the node."""
-        raise DefinitionError(f"{type(self).__name__} has no run method.", advice="Define def run(self, ...).")
+        raise NotImplementedError
 
     @property
     def task_name(self) -> str:
@@ -158,6 +165,8 @@ class Task(Generic[R]):
 
     def implementations(self) -> tuple[Implementation, ...]:
         """The ways to do it, in the order in which they are tried; the base one is last."""
+        if type(self).run is Task.run:
+            raise DefinitionError(f"{type(self).__name__} has no run method.", advice="Define def run(self, ...).")
         given = {name: getattr(type(self), name) for name in _SETTINGS if hasattr(type(self), name)}
         return (Implementation(name="", when=as_selector(self.when), call=self.run, settings=_settings(given)),)
 
@@ -173,8 +182,13 @@ class Task(Generic[R]):
         """Make a step that will call the task with these arguments.
 
         Raises:
-            ArgumentError: the signature does not take them.
+            ArgumentError: the signature does not take them, or one is a task and not a step.
         """
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, Task) or (isinstance(given, type) and issubclass(given, Task)):
+                raise ArgumentError(
+                    f"{self.task_name} got {given!r:.80}, which is no step.", advice="Call it: task(...)."
+                )
         ctx: set[str] = set()
         for implementation in self.implementations():
             ctx |= _bind(self.task_name, implementation.call, args, kwargs)
