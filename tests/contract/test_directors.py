@@ -129,6 +129,11 @@ def test_infrastructure_is_tried_node_by_node(client: fl.Client) -> None:
         client.infrastructures.check(name())
 
 
+def test_infrastructure_says_where_its_executors_reach_the_director(client: fl.Client) -> None:
+    made = client.infrastructures.attach(name(), fl.Local(nodes=1), director_url="https://d.example")
+    assert made.info.director_url == "https://d.example"
+
+
 def test_infrastructure_that_is_detached_is_gone_and_gives_its_name_back(client: fl.Client) -> None:
     lab = name()
     for _ in range(2):

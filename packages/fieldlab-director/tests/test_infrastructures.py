@@ -22,7 +22,7 @@ class People:
         self.owner, self.other = make_user("owner"), make_user("other")
         self.owner.become(Role.MEMBER)
         self.other.become(Role.MEMBER)
-        self.node = f"n{next(_named)}"
+        self.node = f"lent-{next(_named)}"
         self.name = f"lab-{self.node}"
 
     def attach(self, **more: Any) -> Any:
@@ -175,6 +175,37 @@ def test_addresses_of_users_are_looked_at_and_those_of_admins_are_not(people: Pe
     people.owner.become(Role.ADMIN)
     people.check()
     assert people.lab.fleet.trusted[-3:] == [False, False, True]
+
+
+def test_it_says_where_its_executors_reach_the_director(people: People) -> None:
+    assert (
+        people.attach(director_url="https://d.example:8420/lab").json()["director_url"] == "https://d.example:8420/lab"
+    )
+    assert people.info(people.owner)["director_url"] == "https://d.example:8420/lab"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"director_url": "ftp://d.example"}, "$.director_url must be like https://"),
+        ({"director_url": "https://ada:secret@d.example"}, "$.director_url must be like https://"),
+        ({"director_url": "https://d.example:99999"}, "$.director_url must be like https://"),
+        ({"director_url": "https://d.example/ or not"}, "$.director_url must be like https://"),
+        ({"director_ca": "x"}, "$.director_ca is of a director_url"),
+        (
+            {"director_url": "https://d.example", "director_ca": "no certificate"},
+            "$.director_ca must hold certificates",
+        ),
+        (
+            {"director_url": "http://127.0.0.1:1", "spec": {"kind": "fleet", "body": {"nodes": [], "link": "tunnel"}}},
+            "these have a tunnel",
+        ),
+    ],
+)
+def test_a_way_to_the_director_that_is_none_is_refused(people: People, more: dict[str, Any], said: str) -> None:
+    refused = people.attach(**more)
+    assert refused.status_code == 422, refused.text
+    assert said in refused.json()["detail"]
 
 
 def test_whom_it_is_shared_with_cannot_have_it_tried(people: People) -> None:

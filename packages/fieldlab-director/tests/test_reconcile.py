@@ -52,6 +52,24 @@ def test_an_experiment_goes_through_to_its_end_and_nothing_is_left(run: Run) -> 
     run(test)
 
 
+def test_executors_dial_the_director_where_their_infrastructure_reaches_it(run: Run) -> None:
+    async def test(world: World) -> None:
+        told: dict[str, tuple[str, str | None]] = {}
+
+        async def note(method: str, request: Any) -> None:
+            if method == "launch":
+                told[request.target.node] = (request.launch.director, request.launch.ca)
+
+        await world.attach("far", "f1", director_url="https://far", director_ca="PEM")
+        for site in world.fleet.sites.values():
+            site.act = note
+        for node in ("n1", "f1"):
+            await world.launched(await world.submit(node), node)
+        assert told == {"n1": ("http://d", None), "f1": ("https://far", "PEM")}
+
+    run(test)
+
+
 def test_an_epoch_is_on_disk_before_its_launch(run: Run) -> None:
     async def test(world: World) -> None:
         seen: list[tuple[D, int]] = []

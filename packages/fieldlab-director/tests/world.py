@@ -17,6 +17,7 @@ from fieldlab_common.lifecycle import DeploymentState as D
 from fieldlab_common.lifecycle import Reason
 from fieldlab_common.node import Node
 from fieldlab_common.protocol import (
+    AttachInfrastructure,
     CancelRequest,
     ClaimRequest,
     DeploymentSpec,
@@ -168,12 +169,12 @@ class World:
         change = sa.update(table).where(table.c.name == name).values(owner_id=self.user.id)
         await self.store.write(lambda tx: tx.execute(change))
 
-    async def attach(self, name: str, *nodes: str, kind: str = "local") -> None:
+    async def attach(self, name: str, *nodes: str, kind: str = "local", **more: Any) -> None:
         self.fleet.sites[name] = Site(list(nodes))
         found = [Node(name=node) for node in nodes]
-        spec = Tagged(kind=kind)
+        request = AttachInfrastructure(name=name, spec=Tagged(kind=kind), **more)
         await self.store.write(
-            lambda tx: infrastructures.attach(tx, self.user, self.vault, identity.new_id(), name, spec, found)
+            lambda tx: infrastructures.attach(tx, self.user, self.vault, identity.new_id(), request, found)
         )
 
     async def start(self) -> None:

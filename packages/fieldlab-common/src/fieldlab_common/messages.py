@@ -435,12 +435,15 @@ class AttachInfrastructure:
     """Attach target infrastructure: ``spec.kind`` names the connector, ``spec.body`` has its options.
 
     ``access`` names the users who may use it beside its owner, or has ``*`` for everybody, which takes an admin; None:
-    nobody, or everybody if an admin attaches it.
+    nobody, or everybody if an admin attaches it. ``director_url`` is where executors of its nodes reach the director,
+    and ``director_ca`` the PEM text of the certificates that they trust there, if not as the director itself says.
     """
 
     name: str
     spec: Tagged
     access: tuple[str, ...] | None = None
+    director_url: str = ""
+    director_ca: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,6 +451,7 @@ class InfrastructureInfo:
     """An attached infrastructure. ``state``: ``ready``, ``unavailable``, ``leaving`` or ``detached``; ``message``: why.
 
     ``access``: who may use it beside its ``owner`` (``*``: everybody), as far as the caller may know, who is the owner.
+    ``director_url``: where its executors reach the director, if that was said when it was attached.
     """
 
     name: str
@@ -457,6 +461,7 @@ class InfrastructureInfo:
     nodes: int = 0
     owner: str = ""
     access: tuple[str, ...] = ()
+    director_url: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,7 +245,8 @@ class Desk:
             named = [{"name": f"{prefix}-{n}"} for n in range(1, named + 1)]
         made = [Node.dummy(one["name"], **common, **one.get("properties", {})) for one in named]
         self._nodes.update({node.name: replace(node, infrastructure=name) for node in made})
-        info = p.InfrastructureInfo(name=name, kind="local", nodes=len(made))
+        url = ask.body.director_url
+        info = p.InfrastructureInfo(name=name, kind="local", nodes=len(made), director_url=url)
         self._infrastructures[name] = info
         return info
 

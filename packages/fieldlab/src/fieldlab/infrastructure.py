@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fieldlab_common import protocol as p
 from fieldlab_common import wire
 from fieldlab_common.environment import parse_duration
-from fieldlab_common.errors import DefinitionError, NotFound
+from fieldlab_common.errors import ConfigurationError, DefinitionError, NotFound
 from fieldlab_common.step import check_name
 
 from fieldlab.text import html_table, instant, table
@@ -197,6 +198,13 @@ class Infrastructure:
         return f"<Infrastructure {self.name} ({self.kind}): {self.info.state}, {self.info.nodes} nodes>"
 
 
+def _read(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The certificates in {path} cannot be read: {error}.") from error
+
+
 class _Listed(list[p.InfrastructureInfo]):
     def _rows(self) -> list[list[object]]:
         return [[i.name, i.kind, i.state, i.nodes, i.owner, ", ".join(i.access), i.message] for i in self]
@@ -213,7 +221,7 @@ _HEADER = ("name", "kind", "state", "nodes", "owner", "shared with", "message")
 
 class _Checks(list[p.CheckLine]):
     def _rows(self) -> list[list[object]]:
-        return [[one.node, one.what, "ok" if one.ok else "NOT OK", one.said, one.advice] for one in self]
+        return [[one.node or "all", one.what, "ok" if one.ok else "NOT OK", one.said, one.advice] for one in self]
 
     def __repr__(self) -> str:
         return table(_CHECKS, self._rows(), width=100) if self else "no nodes"
@@ -236,11 +244,22 @@ class Infrastructures:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def attach(self, name: str, spec: InfrastructureSpec, *, access: Sequence[str] | None = None) -> Infrastructure:
+    def attach(
+        self,
+        name: str,
+        spec: InfrastructureSpec,
+        *,
+        access: Sequence[str] | None = None,
+        director_url: str = "",
+        director_ca: str = "",
+    ) -> Infrastructure:
         """Attach nodes under ``name``.
 
         ``access`` names the users who may use them beside this one; ``["*"]`` means everybody, and takes an admin.
         Without it, what an admin attaches is for everybody, and what anybody else attaches is for nobody else.
+
+        ``director_url`` is where executors of its nodes reach the director, if not where the director itself says; and
+        ``director_ca`` the path of a PEM file with the certificates that they trust there.
 
         Nodes that cannot be reached now are listed as offline; it is refused if all of them are. Only with SSH and
         the director's own key it then waits, unavailable: its message says which key the hosts must let in.
@@ -249,12 +268,14 @@ class Infrastructures:
             UnknownConnector: the director has no connector of that kind.
             ConnectorError: the options are wrong, or none of the nodes can be used.
             PermissionDenied: only admins may.
-            NotFound: there is no user of a name in ``access``.
+            NotFound: there is no user of a name in ``access``. ConfigurationError: ``director_ca`` cannot be read.
         """
         body = p.AttachInfrastructure(
             name=check_name(name, "an infrastructure"),
             spec=spec.tagged(),
             access=None if access is None else tuple(access),
+            director_url=director_url,
+            director_ca=_read(director_ca) if director_ca else "",
         )
         made = self._session.call("attach_infrastructure", p.InfrastructureInfo, body=body, slow=TRIED_WITHIN)
         return Infrastructure(self._session, made)

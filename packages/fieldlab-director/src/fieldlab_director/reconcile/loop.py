@@ -311,7 +311,7 @@ class Reconciler:
     async def _ask(self, given: Assignment) -> Any:
         row = given.row
         async with self._slots[row.infrastructure_id, given.owner_id]:
-            connector = await self._connector(row.infrastructure_id)
+            infrastructure, connector = await self._reached(row.infrastructure_id)
             target = target_of(row.id, row.node, row.epoch, row.prepared, row.handle)
             if given.job is d.Job.PREPARE:
                 request = PrepareRequest(
@@ -322,22 +322,24 @@ class Reconciler:
                 )
                 return (await connector.call("prepare", request)).prepared
             if given.job is d.Job.LAUNCH:
-                launch = LaunchRequest(target=target, launch=self._launch(row))
+                launch = LaunchRequest(target=target, launch=self._launch(row, infrastructure))
                 return (await connector.call("launch", launch)).handle
             if given.job is d.Job.DRAIN:
-                return await connector.call("drain", DrainRequest(target=target, launch=self._launch(row)))
+                return await connector.call(
+                    "drain", DrainRequest(target=target, launch=self._launch(row, infrastructure))
+                )
             if given.job is d.Job.STOP:
                 return (await connector.call("stop", target)).tail
             return await connector.call("clean_up", target)
 
-    def _launch(self, row: DeploymentRow) -> Launch:
+    def _launch(self, row: DeploymentRow, infrastructure: InfrastructureRow) -> Launch:
         return Launch(
-            director=self._url,
+            director=infrastructure.director_url or self._url,
             token=executor_token(self._vault.executor_key, row.id, row.epoch),
             experiment=row.experiment_id,
             deployment=row.id,
             epoch=row.epoch,
-            ca=self._ca,
+            ca=infrastructure.director_ca or self._ca,
         )
 
     # --- what is seen ------------------------------------------------------------------------------------------------
@@ -395,6 +397,9 @@ class Reconciler:
         self._spawn(watch.refresh(self._first_refresh), tasks)
 
     async def _connector(self, infrastructure_id: str) -> Asked:
+        return (await self._reached(infrastructure_id))[1]
+
+    async def _reached(self, infrastructure_id: str) -> tuple[InfrastructureRow, Asked]:
         def read(tx: Tx) -> tuple[InfrastructureRow, bool] | None:
             row = tx.one(queries.INFRASTRUCTURE, InfrastructureRow, id=infrastructure_id)
             owner = tx.one(queries.USER, UserRow, id=row.owner_id) if row is not None else None
@@ -404,7 +409,8 @@ class Reconciler:
         if found is None:
             raise ConnectorError("Its infrastructure is gone.", transient=False)
         row, trusted = found
-        return self._fleet.connector(row.id, row.name, row.kind, self._vault.open(row.options), trusted=trusted)
+        options = self._vault.open(row.options)
+        return row, self._fleet.connector(row.id, row.name, row.kind, options, trusted=trusted)
 
     async def _renew(self) -> None:
         while True:

@@ -161,8 +161,8 @@ def news_topic(infrastructure_id: str) -> str:
 # --- joining ---------------------------------------------------------------------------------------------------------
 
 
-def join_token(tx: Tx, caller: UserCaller, infrastructure: str, request: NewJoinToken) -> tuple[str, float]:
-    """A new token to join the caller's infrastructure with, and when it expires.
+def join_token(tx: Tx, caller: UserCaller, infrastructure: str, request: NewJoinToken) -> tuple[str, float, str]:
+    """A new token to join the caller's infrastructure with, when it expires, and the URL if it has one of its own.
 
     Raises:
         NotFound: there is no such infrastructure of agents. InvalidRequest: so many uses, or so long, is not given.
@@ -177,7 +177,7 @@ def join_token(tx: Tx, caller: UserCaller, infrastructure: str, request: NewJoin
     token = f"flj_{token_id}_{secrets.token_urlsafe(32)}"
     values: dict[str, Any] = {"infrastructure_id": row.id, "digest": _digest(token), "uses": request.uses}
     tx.execute(aq.ADD_JOIN_TOKEN, id=token_id, expires=expires, **values)
-    return token, expires
+    return token, expires, row.director_url or ""
 
 
 def join(tx: Tx, request: Join) -> Joined:

@@ -261,20 +261,21 @@ class Desk(Reception):
 
     async def attach_infrastructure(self, ask: Ask) -> InfrastructureInfo:
         """Ask the connector for the nodes, then store both."""
-        name, spec, access = ask.body.name, ask.body.spec, ask.body.access
+        name, spec = ask.body.name, ask.body.spec
         trusted = ask.user.role is Role.ADMIN
         if spec.kind in ("local", "docker") and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
                 "Only an admin may attach the director's own machine, or a Docker engine.",
                 advice="Ask the director's admin.",
             )
+        infrastructures.check_director(ask.body)
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))
         infrastructure_id = new_id()
         found = (await self.fleet.survey(infrastructure_id, name, spec.kind, spec.body, trusted=trusted)).nodes
         user, most = ask.user, self.settings.limits.infrastructures
 
         def store(tx: Tx) -> InfrastructureInfo:
-            made = infrastructures.attach(tx, user, self.vault, infrastructure_id, name, spec, found, self.home, access)
+            made = infrastructures.attach(tx, user, self.vault, infrastructure_id, ask.body, found, self.home)
             quotas.hold_infrastructures(tx, user.id, most)
             return made
 
@@ -314,10 +315,10 @@ class Desk(Reception):
     async def join_token(self, ask: Ask) -> JoinToken:
         """A token to join an infrastructure with."""
         name, request = ask.path["infrastructure"], ask.body
-        token, expires = await self.store.write(lambda tx: agents.join_token(tx, ask.user, name, request))
+        token, expires, url = await self.store.write(lambda tx: agents.join_token(tx, ask.user, name, request))
         pem = await asyncio.to_thread(_authority, self.settings.ca or self.settings.certificate)
         pin = hashlib.sha256(pem).hexdigest() if pem else ""
-        return JoinToken(token=token, url=self.url, expires=expires, uses=request.uses, pin=pin)
+        return JoinToken(token=token, url=url or self.url, expires=expires, uses=request.uses, pin=pin)
 
     async def agents(self, ask: Ask) -> AgentList:
         """The machines that joined an infrastructure."""

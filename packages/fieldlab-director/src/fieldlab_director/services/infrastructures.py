@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fieldlab_common.accounts import Role
 from fieldlab_common.course import NEVER
 from fieldlab_common.errors import FieldlabError, IllegalState, InvalidRequest, NotFound, PermissionDenied
 from fieldlab_common.node import Availability, Node
-from fieldlab_common.protocol import Hold, InfrastructureInfo, InfrastructureList, NodeList, Tagged
+from fieldlab_common.protocol import (
+    AttachInfrastructure,
+    Hold,
+    InfrastructureInfo,
+    InfrastructureList,
+    NodeList,
+    Tagged,
+)
 from fieldlab_common.step import check_name
 
 from fieldlab_director.connectors.base import Surveyed
 from fieldlab_director.services import survey
+from fieldlab_director.services.agents import KIND
 from fieldlab_director.services.identity import UserCaller
 from fieldlab_director.services.reservation import Holder
 from fieldlab_director.services.vault import Vault
@@ -28,6 +38,7 @@ __all__ = [
     "Fleet",
     "attach",
     "check_attach",
+    "check_director",
     "detach",
     "finish_detaching",
     "infrastructures",
@@ -122,21 +133,19 @@ def attach(
     caller: UserCaller,
     vault: Vault,
     infrastructure_id: str,
-    name: str,
-    spec: Tagged,
+    request: AttachInfrastructure,
     found: Sequence[Node],
     home: str = "",
-    access: Sequence[str] | None = None,
 ) -> InfrastructureInfo:
     """Store an infrastructure, under an id that was made for it, and the nodes that were ``found`` there.
 
-    If it is the machine of this director, only the director at ``home`` will work on it. ``access``: see
-    ``AttachInfrastructure``.
+    If it is the machine of this director, only the director at ``home`` will work on it.
 
     Raises:
         IllegalState: the name was taken meanwhile. InvalidRequest: two nodes of one name.
         NotFound: a user of ``access``. PermissionDenied: only an admin gives access to everybody.
     """
+    name, spec, access = request.name, request.spec, request.access
     check_attach(tx, caller, name)
     if len({node.name for node in found}) != len(found):
         raise InvalidRequest("Two nodes have the same name.", details={"path": "$.spec.body"})
@@ -151,6 +160,8 @@ def attach(
         message=message,
         created=tx.now,
         home=home if is_of_director(spec) else None,
+        director_url=request.director_url or None,
+        director_ca=request.director_ca or None,
     )
     tx.execute(queries.ADD_INFRASTRUCTURE, **vars(row))
     survey.store(tx, row.id, found)
@@ -160,6 +171,42 @@ def attach(
         _grant(tx, caller, row, user)
     tx.notify(WORK)
     return _told(tx, caller, row)
+
+
+def check_director(request: AttachInfrastructure) -> None:
+    """Hold that an infrastructure can reach the director as it is to.
+
+    Raises:
+        InvalidRequest: it cannot: the URL or the certificates are none, or it reaches the director in another way.
+    """
+    url, ca = request.director_url, request.director_ca
+    if url and request.spec.body.get("link") == "tunnel":
+        raise _wrong("director_url", "is for nodes that dial the director, and these have a tunnel")
+    if url and not _is_url(url):
+        raise _wrong("director_url", "must be like https://director.example:8420, up to 500 characters")
+    if ca and not url:
+        raise _wrong("director_ca", "is of a director_url, which is not given")
+    if ca and request.spec.kind == KIND:
+        raise _wrong("director_ca", "is not for agents, which are told the director's own when they join")
+    try:
+        ssl.create_default_context(cadata=ca or None)
+    except (ssl.SSLError, ValueError) as error:
+        raise _wrong("director_ca", f"must hold certificates in PEM ({error})") from error
+
+
+def _wrong(field: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"$.{field} {what}.", details={"path": f"$.{field}"})
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and len(text) <= 500 and " " not in text
+    extra = parts.query or parts.fragment or parts.username is not None
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not extra
 
 
 def infrastructures(tx: Tx, caller: UserCaller) -> InfrastructureList:
@@ -326,4 +373,5 @@ def _info(tx: Tx, caller: UserCaller, row: InfrastructureRow, owner: str, count:
         nodes=count,
         owner=owner,
         access=access,
+        director_url=row.director_url or "",
     )

@@ -41,6 +41,8 @@ class InfrastructureRow:
     held_until: float | None = None
     leaving: float | None = None
     detached: float | None = None
+    director_url: str | None = None
+    director_ca: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,8 @@ infrastructures = sa.Table(
     sa.Column("holder", _ID),  # the director that works on it now
     sa.Column("held_until", _TIME),
     sa.Column("leaving", _TIME),  # since when it takes no new deployments, because it is to be detached
+    sa.Column("director_url", sa.Text),  # where its executors reach the director; none: where the director says
+    sa.Column("director_ca", sa.Text),  # what they trust there, as PEM
     sa.Column("detached", _TIME),  # since when it is gone; the row stays, for the deployments that were on it
     sa.UniqueConstraint("owner_id", "name"),
 )
