@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import dockerlab
 import httpx2
 import pytest
+import slurmlab
 import sqlalchemy as sa
 import uvicorn
 from fieldlab_common.accounts import Role
@@ -64,6 +65,16 @@ def engine() -> Iterator[dockerlab.DockerLab]:
     if why := dockerlab.missing():
         pytest.skip(why)
     with contextlib.closing(dockerlab.DockerLab()) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurmlab.Slurmlab]:
+    """A real Slurm cluster, on this machine."""
+    if why := slurmlab.missing():
+        pytest.skip(why)
+    names = ("local-1", "local-2", "local-3")
+    with contextlib.closing(slurmlab.Slurmlab(tmp_path_factory.mktemp("slurmlab"), names)) as lab:
         yield lab
 
 

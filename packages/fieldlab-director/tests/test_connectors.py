@@ -18,6 +18,7 @@ from typing import Any
 import dockerlab
 import netlab
 import pytest
+import slurmlab
 from fieldlab_common.environment import Host, Requirements, Venv
 from fieldlab_common.errors import ConnectorError, UnknownConnector
 from fieldlab_common.node import Elastic
@@ -40,6 +41,7 @@ class Site:
     process: ConnectorProcess
     opening: b.Opening
     inside: Callable[[str, list[str]], list[str]] | None = None  # a command line where a deployment's processes are
+    cluster: slurmlab.Slurmlab | None = None
     notices: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
 
     def target(self, name: str = "d1", epoch: int = 1) -> b.Target:
@@ -73,9 +75,16 @@ class Site:
         await wait_for((self.folder / target.deployment / str(target.epoch) / "up").exists)
 
     def kill(self, target: b.Target) -> None:
-        self.end(self.folder / target.deployment / f"{target.epoch}.pid")
+        self.end(self.noted(target))
+
+    def noted(self, target: b.Target) -> Path:
+        """Where it stands which process, or job, an executor is."""
+        return self.folder / target.deployment / f"{target.epoch}.{'job' if self.cluster else 'pid'}"
 
     def end(self, noted: Path) -> None:
+        if self.cluster is not None:
+            self.cluster.run("scancel", "--full", "--signal=KILL", noted.read_text())
+            return
         pid = int(json.loads(noted.read_text())["pid"])
         if self.inside is not None:
             command = self.inside(noted.parent.name, ["sh", "-c", f"kill -KILL {pid}"])
@@ -176,6 +185,13 @@ def docker_site(folder: Path, executable: Path, engine: dockerlab.DockerLab) -> 
     return Site("docker", there, None, opening, inside)  # type: ignore[arg-type]
 
 
+def slurm_site(folder: Path, executable: Path, cluster: slurmlab.Slurmlab) -> Site:
+    options = {"folder": str(folder / "shared"), "config": str(cluster.config), "executable": str(STANDIN)}
+    options["properties"] = {"site": "lab"}
+    opening = b.Opening(infrastructure="lab", folder=str(folder), executable=str(executable), options=options)
+    return Site("slurm", folder / "shared" / "nodes" / folder.name, None, opening, cluster=cluster)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def opened(site: Site) -> AsyncIterator[Site]:
     site.restarted()
@@ -183,20 +199,22 @@ async def opened(site: Site) -> AsyncIterator[Site]:
         yield site
     finally:
         await site.process.close()
-        for path in site.folder.glob("*/*.pid"):
+        for path in [*site.folder.glob("*/*.pid"), *site.folder.glob("*/*.job")]:
             site.end(path)
 
 
 Test = Callable[[Site], Awaitable[None]]
 
 
-@pytest.fixture(params=["local", "ssh", "docker"])
+@pytest.fixture(params=["local", "ssh", "docker", "slurm"])
 def on_site(request: pytest.FixtureRequest, tmp_path: Path, executable: Path) -> Callable[[Test], None]:
     """Run an asynchronous test against one kind of connector."""
     if request.param == "ssh":
         site = ssh_site(tmp_path, executable, request.getfixturevalue("login"))
     elif request.param == "docker":
         site = docker_site(tmp_path, executable, request.getfixturevalue("engine"))
+    elif request.param == "slurm":
+        site = slurm_site(tmp_path, executable, request.getfixturevalue("cluster"))
     else:
         site = local_site(tmp_path, executable)
 
@@ -231,7 +249,10 @@ def test_it_lists_its_nodes_in_order_with_their_facts(on_site: Callable[[Test], 
         listed: b.Listed = await site.process.call("nodes", b.Nothing())
         assert [node.name for node in listed.nodes] == ["local-1", "local-2", "local-3"]
         assert {node.infrastructure for node in listed.nodes} == {"lab"}
-        assert listed.nodes[0].properties.items() >= {"cpus": 2, "site": "lab"}.items()
+        assert {name: listed.nodes[0].properties[name] for name in ("cpus", "site")} == {
+            "cpus": 4 if site.cluster else 2,
+            "site": "lab",
+        }
 
     on_site(test)
 
@@ -285,7 +306,7 @@ def test_stop_ends_an_executor_whatever_it_does(on_site: Callable[[Test], None],
         target = await site.launch(what)
         await site.up(target)
         stopped: b.Stopped = await site.process.call("stop", target)
-        assert stopped.tail == "started d1"
+        assert stopped.tail.splitlines()[0] == "started d1"  # Slurm adds what it did
         assert (await site.look(target)).executor is b.Liveness.DEAD
         await site.process.call("stop", target)
         await site.process.call("stop", site.target("never-launched"))
@@ -293,6 +314,7 @@ def test_stop_ends_an_executor_whatever_it_does(on_site: Callable[[Test], None],
     on_site(test)
 
 
+@pytest.mark.parametrize("on_site", ["local", "ssh"], indirect=True)  # Slurm tells nobody: it is looked at
 def test_a_killed_executor_is_noticed_without_being_looked_at(on_site: Callable[[Test], None]) -> None:
     async def test(site: Site) -> None:
         target = await site.launch("stay")
@@ -324,7 +346,7 @@ def test_an_executor_is_alive_while_it_holds_its_lock_though_nobody_noted_it(on_
     async def test(site: Site) -> None:
         target = await site.launch("stay")
         await site.up(target)
-        noted = site.folder / "d1" / "1.pid"
+        noted = site.noted(target)
         hidden = noted.rename(noted.with_suffix(".hidden"))
         assert (await site.look(target)).executor is b.Liveness.ALIVE
         site.end(hidden)

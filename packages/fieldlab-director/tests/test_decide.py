@@ -41,6 +41,8 @@ NOTHING = d.Seen()
         ({"state": D.LAUNCHING, "epoch": 1, "launched": 950.0}, NOTHING, d.Look(at=1010.0)),
         ({"state": D.LAUNCHING, "epoch": 1, "launched": 990.0}, GONE, d.Relaunch()),
         ({"state": D.LAUNCHING, "epoch": 1, "launched": 900.0}, NOTHING, d.Do(job=d.Job.STOP)),
+        ({"state": D.LAUNCHING, "epoch": 1, "launched": 900.0}, d.Seen(queued="Priority"), d.Look(at=NOW + 45)),
+        ({"state": D.LAUNCHING, "epoch": 1, "launched": 900.0}, d.Seen(served=20.0), d.Look(at=1040.0)),
         ({"state": D.LAUNCHING, "epoch": 2, "launched": 900.0}, GONE, d.Relaunch()),
         ({"state": D.LAUNCHING, "epoch": 2, "launched": 900.0}, failed(d.Job.STOP), d.Relaunch()),
         ({"state": D.RUNNING}, NOTHING, d.Look(at=NOW + 45)),

@@ -195,6 +195,36 @@ def test_an_executor_that_never_claims_is_replaced_twice_and_then_the_launch_has
     run(test)
 
 
+def test_who_waits_for_an_engine_says_what_for_and_is_not_late(run: Run) -> None:
+    async def test(world: World) -> None:
+        experiment = await world.submit()
+        row = await world.launched(experiment, epoch=1)
+
+        async def seen(executor: b.Liveness, message: str) -> None:
+            world.site.executors[row.id, 1], world.site.queue = executor, message
+            world.fleet.hear(row.infrastructure_id, row.id)
+
+            async def told() -> bool:
+                return (await world.row(experiment)).message == message
+
+            await world.until(told)
+
+        await seen(b.Liveness.QUEUED, "in the queue: Priority")
+        world.pass_time(3600)
+        await seen(b.Liveness.QUEUED, "in the queue: Resources")
+        world.pass_time(50)
+        await world.loop.stop()
+        await world.start()
+        world.pass_time(50)
+        await seen(b.Liveness.QUEUED, "in the queue: Priority")
+        await seen(b.Liveness.ALIVE, "")
+        assert world.site.count("stop") == 0
+        world.pass_time(60)
+        await world.did("stop", 1)
+
+    run(test)
+
+
 # --- executors that die or fall silent -------------------------------------------------------------------------------
 
 

@@ -73,6 +73,7 @@ class Site:
     executors: dict[tuple[str, int], b.Liveness] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     offline: str = ""
+    queue: str = ""  # what those wait for that wait
 
     def count(self, job: str) -> int:
         return sum(1 for name, _, _ in self.jobs if name == job)
@@ -95,7 +96,7 @@ class Site:
 
     def _look(self, target: b.Target) -> b.Observation:
         executor = self.executors.get((target.deployment, target.epoch), b.Liveness.ABSENT)
-        return b.Observation(deployment=target.deployment, executor=executor, tail="boom")
+        return b.Observation(deployment=target.deployment, executor=executor, tail="boom", message=self.queue)
 
     def _prepare(self, target: b.Target) -> b.Prepared:
         self.folders.add(target.deployment)

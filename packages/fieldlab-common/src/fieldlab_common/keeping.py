@@ -47,6 +47,7 @@ __all__ = [
     "ObserveRequest",
     "PrepareRequest",
     "Prepared",
+    "SlurmOpening",
     "Stopped",
     "Target",
     "error_of",
@@ -59,16 +60,37 @@ _LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlurmOpening:
+    """That a keeper starts its executors as jobs of the Slurm cluster whose submit host it is on, and how.
+
+    ``nodes``: what is a node, the cluster's ``hosts`` or its ``partitions``. The rest is what sbatch(1) calls it; what
+    is empty is left to the cluster. ``pythons`` are the interpreters to try on a node, before the keeper's own and the
+    usual ones; ``programs`` is the folder of sbatch(1) and its like, if they are not on ``PATH``.
+    """
+
+    nodes: str = "hosts"
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    reservation: str = ""
+    pythons: tuple[str, ...] = ()
+    programs: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeeperOpening:
     """What a keeper is opened with: ``root`` is the folder of its deployments, made if it is not there.
 
     Without ``/`` at its beginning it is below the node's own folder for what must survive (``keeper.state_folder``).
-    ``executable`` is the executor to start, if it is not the keeper's own; ``python`` the interpreter for it.
+    ``executable`` is the executor to start, if it is not the keeper's own; ``python`` the interpreter for it. With
+    ``slurm`` the node is the door to a cluster: executors run on that, and ``root`` is a folder that all of it shares.
     """
 
     root: str
     executable: str = ""
     python: str = ""
+    slurm: SlurmOpening | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +163,14 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """Start an executor; ``launch`` is what it finds beside it. Asked again for an epoch, it starts no second one."""
+    """Start an executor; ``launch`` is what it finds beside it. Asked again for an epoch, it starts no second one.
+
+    ``resources``: what the deployment may use, for who has to ask an engine for it. The executor holds them itself.
+    """
 
     target: Target
     launch: Launch
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +191,7 @@ class Liveness(StrEnum):
     """How the executor of an epoch is."""
 
     UNKNOWN = "unknown"  # the node could not be asked
+    QUEUED = "queued"  # the engine has it, and has not started it yet: it waits for its turn there
     ALIVE = "alive"  # its process runs
     DEAD = "dead"  # it was started, and its process has ended
     ABSENT = "absent"  # nothing on the node says that it was ever started
@@ -177,11 +204,15 @@ class Liveness(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """How the executor of a deployment's present epoch is; ``tail``: the last lines it wrote, if it is dead."""
+    """How the executor of a deployment's present epoch is.
+
+    ``tail``: the last lines it wrote, if it is dead. ``message``: what it waits for, if it is queued.
+    """
 
     deployment: str
     executor: Liveness = Liveness.UNKNOWN
     tail: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,8 @@ class Standing:
     """What is stored of a deployment.
 
     ``granted``: its run has its nodes; until then nothing is done on them.
-    ``launched``: when the connector confirmed the launch of the present epoch, or None. ``claimed``: an executor of
+    ``launched``: when the connector confirmed the launch of the present epoch, or since when its executor does not
+    wait for its turn any more; or None. ``claimed``: an executor of
     the present epoch has it. ``present``: something of it may be on the node. ``go``: its experiment runs.
     ``ending``: what the executor said last; ``awaited``: artifacts that it announced are still to come.
     """
@@ -103,12 +104,15 @@ class Standing:
 class Seen:
     """What was seen just now. ``gone``: no executor of the present epoch runs; false also when that is not known.
 
-    ``silent``: seconds without a word, of those in which the director served. ``tail``: the last lines that the
-    executor wrote for people.
+    ``queued``: its executor waits for its turn with the engine, and for what; None if not, or not known.
+    ``silent``: seconds without a word, of those in which the director served, which are ``served``. ``tail``: the last
+    lines that the executor wrote for people.
     """
 
     gone: bool = False
+    queued: str | None = None
     silent: float = 0.0
+    served: float = NEVER
     failure: Failure | None = None
     tail: str = ""
 
@@ -195,7 +199,10 @@ class _Case:
             return self._cancel_launch()
         if self.row.launched is None:
             return self._launch()
-        overdue = self.row.launched + self.patience.claim
+        # Whoever waits for its turn is not late; and nobody could claim while no director served.
+        overdue = max(self.row.launched, self.now - self.seen.served) + self.patience.claim
+        if self.seen.queued is not None:
+            return Look(at=self.now + self.patience.silence)
         if self.now < overdue:
             if self.seen.gone:
                 return self._launch_again("It ended before it claimed")

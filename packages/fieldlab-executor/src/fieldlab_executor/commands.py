@@ -33,10 +33,11 @@ class Said:
 
 
 class Command:
-    """A command line, to which each call adds its arguments."""
+    """A command line, to which each call adds its arguments. Of what it says the last ``most`` bytes are kept."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], most: int = MOST_OUTPUT) -> None:
         self.words = tuple(words)
+        self._most = most
 
     async def output(self, *arguments: str) -> str:
         """What it prints.
@@ -70,7 +71,7 @@ class Command:
         assert process.stdout is not None  # PIPE was asked for
         assert process.stderr is not None
         try:
-            output, errors = await asyncio.gather(_last(process.stdout), _last(process.stderr))
+            output, errors = await asyncio.gather(_last(process.stdout, self._most), _last(process.stderr, self._most))
             code = await process.wait()
         finally:
             if process.returncode is None:
@@ -88,9 +89,9 @@ async def _break_off(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-async def _last(stream: asyncio.StreamReader) -> str:
+async def _last(stream: asyncio.StreamReader, most: int) -> str:
     """The last part of what a stream brings."""
     kept = b""
     while chunk := await stream.read(65536):
-        kept = (kept + chunk)[-MOST_OUTPUT:]
+        kept = (kept + chunk)[-most:]
     return kept.decode(errors="replace")

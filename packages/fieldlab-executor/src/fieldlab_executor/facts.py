@@ -18,7 +18,7 @@ from fieldlab_common.node import Node
 from fieldlab_executor import limits
 from fieldlab_executor.interpreters import interpreters
 
-__all__ = ["addresses", "facts"]
+__all__ = ["addresses", "cpu_of", "facts"]
 
 _OS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 _CPU = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64", "armv7l": "arm/v7", "i686": "386"}
@@ -29,7 +29,7 @@ _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 def facts(name: str = "") -> Node:
     """This node; ``name`` is its hostname unless given."""
     system = _OS.get(platform.system(), platform.system().lower())
-    cpu = _CPU.get(platform.machine().lower(), platform.machine().lower())
+    cpu = cpu_of(platform.machine())
     return Node(
         name=name or platform.node() or "localhost",
         architecture=f"{'darwin' if system == 'macos' else system}/{cpu}",
@@ -38,6 +38,11 @@ def facts(name: str = "") -> Node:
         environments=("host", "venv"),
         properties={key: value for key, value in _properties().items() if value not in (None, "", [])},
     )
+
+
+def cpu_of(machine: str) -> str:
+    """A processor's architecture as containers name it; ``machine`` is how uname(2) does."""
+    return _CPU.get(machine.lower(), machine.lower())
 
 
 def _properties() -> Mapping[str, Any]:

@@ -55,7 +55,7 @@ from fieldlab_executor import checking
 from fieldlab_executor.commands import Command, Said
 from fieldlab_executor.starter import Starter, private, start_of, write_private
 
-__all__ = ["Keeper", "serve", "state_folder"]
+__all__ = ["Keeper", "Place", "cut", "furnish", "last_lines", "locked_file", "make_folder", "serve", "state_folder"]
 
 STOP_GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 KILL_GRACE = 5.0  # seconds for the kernel to be done with it
@@ -73,22 +73,25 @@ def state_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where an epoch of a deployment is on disk."""
+class Place:
+    """Where an epoch of a deployment is on disk: ``root`` is the deployment's folder."""
 
     root: Path
     epoch: int
 
     @property
     def folder(self) -> Path:
+        """The executor's own."""
         return self.root / str(self.epoch)
 
     @property
     def pid(self) -> Path:
+        """Which process it is."""
         return self.root / f"{self.epoch}.pid"
 
     @property
     def log(self) -> Path:
+        """What it writes for people."""
         return self.root / f"{self.epoch}.log"
 
 
@@ -122,8 +125,8 @@ class Keeper:
     async def prepare(self, request: PrepareRequest) -> Prepared:
         """A folder; and the environment, unless it is the machine as it is."""
         place = self._place(request.target)
-        await asyncio.to_thread(_make_folder, place.root)
-        self._starter.warm_up()
+        await asyncio.to_thread(make_folder, place.root)
+        self._warm_up()
         if not _needs_work(request):
             return Prepared()
         environment = json.dumps(wire.encode(request.environment))
@@ -136,10 +139,10 @@ class Keeper:
         """Start the executor, unless this epoch was started before."""
         place = self._place(request.target)
         async with self._locks[request.target.deployment]:
-            await asyncio.to_thread(_make_folder, place.root)
-            with await asyncio.to_thread(_locked_file, place.root / "launching"):
+            await asyncio.to_thread(make_folder, place.root)
+            with await asyncio.to_thread(locked_file, place.root / "launching"):
                 if await asyncio.to_thread(self._liveness, place) is Liveness.ABSENT:
-                    await asyncio.to_thread(_furnish, place, wire.dumps(request.launch))
+                    await asyncio.to_thread(furnish, place, wire.dumps(request.launch))
                     await self._starter.start(place.folder, place.log)
             self._watch(request.target.deployment, place)
         return Launched(handle={"folder": str(place.folder)})
@@ -157,7 +160,7 @@ class Keeper:
         place = self._place(target)
         async with self._locks[target.deployment]:
             await self._end(place, (signal.SIGTERM, STOP_GRACE), (signal.SIGKILL, KILL_GRACE))
-        return Stopped(tail=await asyncio.to_thread(_tail, place.log))
+        return Stopped(tail=await asyncio.to_thread(last_lines, place.log))
 
     async def drain(self, request: DrainRequest) -> Done:
         """Let an executor ship what the journal of the dead one holds."""
@@ -190,14 +193,18 @@ class Keeper:
             self._unwatch(folder)
         self._starter.close()
 
+    def _warm_up(self) -> None:
+        """An executor will be started soon."""
+        self._starter.warm_up()
+
     # --- processes ---------------------------------------------------------------------------------------------------
 
-    def _place(self, target: Target) -> _Place:
+    def _place(self, target: Target) -> Place:
         if not _ID.fullmatch(target.deployment):
             raise ConnectorError(f"{target.deployment!r} cannot be the name of a folder.", transient=False)
-        return _Place(self._root / target.deployment, target.epoch)
+        return Place(self._root / target.deployment, target.epoch)
 
-    def _liveness(self, place: _Place) -> Liveness:
+    def _liveness(self, place: Place) -> Liveness:
         if _running(place) is not None:
             return Liveness.ALIVE
         if place.folder in self._draining:
@@ -207,13 +214,13 @@ class Keeper:
         started = place.pid.exists() or (place.folder / "journal").exists()
         return Liveness.DEAD if started else Liveness.ABSENT
 
-    def _look(self, deployment: str, place: _Place) -> Observation:
+    def _look(self, deployment: str, place: Place) -> Observation:
         executor = self._liveness(place)
-        _cut(place.log)
-        tail = _tail(place.log) if executor is Liveness.DEAD else ""
+        cut(place.log)
+        tail = last_lines(place.log) if executor is Liveness.DEAD else ""
         return Observation(deployment=deployment, executor=executor, tail=tail)
 
-    def _watch(self, deployment: str, place: _Place) -> None:
+    def _watch(self, deployment: str, place: Place) -> None:
         """Have the end of an executor told at once, where the kernel can; elsewhere the next look finds it."""
         if place.folder in self._watched or not hasattr(os, "pidfd_open"):
             return
@@ -228,7 +235,7 @@ class Keeper:
         self._watched[place.folder] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._gone, deployment, place)
 
-    def _gone(self, deployment: str, place: _Place) -> None:
+    def _gone(self, deployment: str, place: Place) -> None:
         self._unwatch(place.folder)
         self._starter.reap()
         self._notice(deployment)
@@ -239,7 +246,7 @@ class Keeper:
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
 
-    async def _end(self, place: _Place, *ways: tuple[signal.Signals | None, float]) -> None:
+    async def _end(self, place: Place, *ways: tuple[signal.Signals | None, float]) -> None:
         """End the executor of an epoch: try ``ways`` (a signal, and seconds to wait) until one has helped."""
         for number, seconds in ways:
             pid = await asyncio.to_thread(_running, place)
@@ -253,7 +260,7 @@ class Keeper:
         if await asyncio.to_thread(self._liveness, place) is Liveness.ALIVE:
             raise ConnectorError(f"The executor in {place.folder} could not be ended.")
 
-    async def _wait(self, place: _Place, pid: int, seconds: float) -> bool:
+    async def _wait(self, place: Place, pid: int, seconds: float) -> bool:
         """Whether the process is gone within ``seconds``."""
         deadline = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < deadline:
@@ -296,7 +303,12 @@ async def serve(command: list[str]) -> None:
     transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(frames, "wb", buffering=0))
 
     def make(body: Any, notice: Notice) -> Keeper:
-        return Keeper(wire.decode(KeeperOpening, body), notice, command)
+        opening = wire.decode(KeeperOpening, body)
+        if opening.slurm is None:
+            return Keeper(opening, notice, command)
+        from fieldlab_executor.slurm import SlurmKeeper  # which few nodes need
+
+        return SlurmKeeper(opening, opening.slurm, notice, command)
 
     await Answerer("The keeper", make, transport.write).serve(lambda: reader.read(65536))
 
@@ -328,23 +340,25 @@ def _prepared(said: Said) -> str:
 # --- files and processes ---------------------------------------------------------------------------------------------
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, and what it is in, for this user alone."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _furnish(place: _Place, launch: bytes) -> None:
-    _make_folder(place.folder)
+def furnish(place: Place, launch: bytes) -> None:
+    """The folder of an epoch, with what its executor is launched with."""
+    make_folder(place.folder)
     write_private(place.folder / "launch.json", launch)
 
 
-def _locked_file(path: Path) -> Any:
+def locked_file(path: Path) -> Any:
     """The file, locked by this process until it is closed; waits for another keeper that has it, which is brief."""
     file = open(path, "ab", opener=private)  # noqa: SIM115 - whoever asks closes it
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
 
 
-def _running(place: _Place) -> int | None:
+def _running(place: Place) -> int | None:
     """The executor's process, if it is the one that was started and still runs."""
     try:
         noted = json.loads(place.pid.read_bytes())
@@ -397,9 +411,9 @@ async def _ended(pid: int, seconds: float) -> None:
         os.close(descriptor)
 
 
-def _epochs(root: Path) -> list[_Place]:
+def _epochs(root: Path) -> list[Place]:
     names = {path.name.partition(".")[0] for path in root.iterdir()} if root.is_dir() else set()
-    return [_Place(root, int(name)) for name in sorted(names) if name.isdigit()]
+    return [Place(root, int(name)) for name in sorted(names) if name.isdigit()]
 
 
 def _remove(root: Path) -> None:
@@ -418,11 +432,11 @@ def _folders(root: Path) -> Iterator[Path]:
             yield from _folders(Path(entry.path))
 
 
-def _cut(log: Path) -> None:
+def cut(log: Path) -> None:
     """Keep an executor's log within its bound; it is written at its end, wherever that is."""
     try:
         if log.stat().st_size > MOST_LOG:
-            kept = _tail(log, MOST_LOG // 4)
+            kept = last_lines(log, MOST_LOG // 4)
             with open(log, "r+b") as file:
                 file.truncate(0)
             with open(log, "ab") as file:
@@ -431,7 +445,8 @@ def _cut(log: Path) -> None:
         return
 
 
-def _tail(log: Path, most: int = TAIL) -> str:
+def last_lines(log: Path, most: int = TAIL) -> str:
+    """The end of an executor's log, for people; nothing if there is none."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - most))

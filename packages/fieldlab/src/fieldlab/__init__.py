@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from fieldlab.runs import Run as Run
     from fieldlab.simulated import Simulation as Simulation
     from fieldlab.simulation import simulate as simulate
+    from fieldlab.slurm import Slurm as Slurm
     from fieldlab.ssh import SSH as SSH
 
     __version__: str
@@ -182,6 +183,7 @@ __all__ = [
     "SelectionError",
     "Selector",
     "Simulation",
+    "Slurm",
     "Step",
     "StepFailed",
     "StepMisuseError",
@@ -226,6 +228,7 @@ _HOMES = {
     "fieldlab.config": "profiles",
     "fieldlab.docker": "Docker",
     "fieldlab.infrastructure": "Agents Local",
+    "fieldlab.slurm": "Slurm",
     "fieldlab.ssh": "SSH",
     "fieldlab.local": "run",
     "fieldlab.planning": "Plan plan",

@@ -19,7 +19,7 @@ from fieldlab_director.connectors.kept import Heard, KeptNodes
 from fieldlab_director.connectors.named import named_nodes
 from fieldlab_director.connectors.remote import ProcessChannel, Remote
 
-__all__ = ["LocalConnector"]
+__all__ = ["LocalConnector", "start_keeper"]
 
 _OPTIONS = frozenset({"python", "executable"})
 _PRIVATE = ("FIELDLAB_TOKEN", "FIELDLAB_ENDPOINT")  # the director's user's, and no business of an executor
@@ -64,8 +64,17 @@ class LocalConnector(KeptNodes):
         )
 
     async def _start_keeper(self) -> ProcessChannel:
-        environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-        try:
-            return await ProcessChannel.start([self._python, self._executable, "keep"], environment)
-        except OSError as error:
-            raise ConnectorError(f"{self._python} cannot be started: {error}.", transient=False) from error
+        return await start_keeper(self._python, self._executable)
+
+
+async def start_keeper(python: str, executable: str, **variables: str) -> ProcessChannel:
+    """A keeper on this machine, with ``variables`` in its environment.
+
+    Raises:
+        ConnectorError: the interpreter cannot be started.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+    try:
+        return await ProcessChannel.start([python, executable, "keep"], {**environment, **variables})
+    except OSError as error:
+        raise ConnectorError(f"{python} cannot be started: {error}.", transient=False) from error

@@ -51,7 +51,7 @@ from fieldlab_director.connectors.base import (
 from fieldlab_director.connectors.kept import Heard, KeptNodes
 from fieldlab_director.connectors.remote import Remote
 
-__all__ = ["SshConnector"]
+__all__ = ["PYTHONS", "Line", "SshConnector", "host_of", "login_of"]
 
 MOST_HOSTS = 1000
 AT_ONCE = 32  # hosts that are listed at a time
@@ -64,7 +64,7 @@ _HOST_OPTIONS = {"name", "host", "user", "port", "properties"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Host:
+class Host:
     host: str
     user: str
     port: int = 22
@@ -76,7 +76,7 @@ class _Host:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Login:
+class Login:
     """How all hosts are logged in to, and which keys they may have."""
 
     known: asyncssh.SSHKnownHosts
@@ -92,7 +92,7 @@ class _Login:
             return "the password"
         return "the director's own key" if self.own else "the key that was given"
 
-    async def connect(self, host: _Host, through: asyncssh.SSHClientConnection | None) -> asyncssh.SSHClientConnection:
+    async def connect(self, host: Host, through: asyncssh.SSHClientConnection | None) -> asyncssh.SSHClientConnection:
         """A new connection. What is not dialled through another host is resolved here, and held to the policy.
 
         Raises:
@@ -111,7 +111,7 @@ class _Login:
             raise ConnectorError(f"{host} cannot be reached: {why}.", advice="Is it up, and is SSH there?") from error
 
     async def _dial(
-        self, host: _Host, address: str, through: asyncssh.SSHClientConnection | None, seconds: float
+        self, host: Host, address: str, through: asyncssh.SSHClientConnection | None, seconds: float
     ) -> asyncssh.SSHClientConnection:
         try:
             return await asyncssh.connect(
@@ -132,7 +132,7 @@ class _Login:
         except asyncssh.HostKeyNotVerifiable as error:
             raise await self._strange(host, address, through) from error
 
-    async def _strange(self, host: _Host, address: str, through: asyncssh.SSHClientConnection | None) -> ConnectorError:
+    async def _strange(self, host: Host, address: str, through: asyncssh.SSHClientConnection | None) -> ConnectorError:
         offered = None
         with contextlib.suppress(asyncssh.Error, OSError):
             offered = await asyncssh.get_server_host_key(address, host.port, tunnel=through or (), config=None)
@@ -145,7 +145,7 @@ class _Login:
             transient=False,
         )
 
-    def _refused(self, host: _Host) -> ConnectorError:
+    def _refused(self, host: Host) -> ConnectorError:
         advice = "Is the key among the user's authorized_keys there, or the password right?"
         if self.own:
             advice = f"Add the director's key to the authorized_keys of {host.user} there: {self.own}"
@@ -191,10 +191,10 @@ class _SshChannel:
         return self._process.exit_status
 
 
-class _Line:
+class Line:
     """The connection to one host, while there is one, and what goes through it."""
 
-    def __init__(self, host: _Host, login: _Login, jump: _Line | None, pythons: tuple[str, ...]) -> None:
+    def __init__(self, host: Host, login: Login, jump: Line | None, pythons: tuple[str, ...]) -> None:
         self.host = host
         self._login, self._jump, self._pythons = login, jump, pythons
         self._connection: asyncssh.SSHClientConnection | None = None
@@ -210,12 +210,16 @@ class _Line:
                 self._connection = await self._login.connect(self.host, through)
             return self._connection
 
-    async def keeper(self, executable: Path) -> _SshChannel:
-        """A keeper on the host, from the executor's file, which is sent if it is not there."""
+    async def keeper(self, executable: Path, **variables: str) -> _SshChannel:
+        """A keeper on the host, from the executor's file, which is sent if it is not there.
+
+        ``variables`` are in its environment.
+        """
         connection = await self.connection()
         try:
             python, path = await self._find(connection, executable)
-            command = f"exec {shlex.quote(python)} {path} keep"
+            given = shlex.join(f"{name}={value}" for name, value in variables.items())
+            command = f"exec env {given} {shlex.quote(python)} {path} keep"
             return _SshChannel(await connection.create_process(_sh(command), encoding=None))
         except (asyncssh.Error, OSError) as error:
             raise ConnectorError(f"{self.host}: {error}.") from error
@@ -297,11 +301,11 @@ class SshConnector(KeptNodes):
         self._executable = Path(opening.executable)
         self._hosts = {host.name: host for host in _hosts(options.get("hosts"))}
         self._tunnel = _choice(options.get("link", "direct")) == "tunnel"
-        login = self._login = replace(_login(options, self._folder), addresses=opening.addresses)
+        login = self._login = replace(login_of(options, self._folder), addresses=opening.addresses)
         pythons = (*_texts(options.get("python", ())), *PYTHONS)
-        jump = _Line(_host(options["jump"], {}), login, None, pythons) if options.get("jump") else None
+        jump = Line(host_of(options["jump"], {}), login, None, pythons) if options.get("jump") else None
         self._jump = jump
-        self._lines = {str(host): _Line(host, login, jump, pythons) for host in self._hosts.values()}
+        self._lines = {str(host): Line(host, login, jump, pythons) for host in self._hosts.values()}
         self._listing = asyncio.Semaphore(AT_ONCE)
         self._facts: dict[str, Node] = {}
         other = str(options.get("executable") or "")
@@ -359,7 +363,7 @@ class SshConnector(KeptNodes):
             raise ConnectorError(f"Infrastructure {self._name!r} has no node {node!r}.", transient=False)
         return str(self._hosts[node]), f"The keeper of node {node!r} ({self._hosts[node]})"
 
-    def _line(self, node: str) -> _Line:
+    def _line(self, node: str) -> Line:
         return self._lines[self._whose(node)[0]]
 
     async def _checked(self, node: str, until: float) -> tuple[CheckLine, ...]:
@@ -394,7 +398,7 @@ class SshConnector(KeptNodes):
             return (failed,)
         return answers, replace(answers, what="login", said=f"{host.user} is let in with {self._login.what}.")
 
-    async def _node(self, host: _Host) -> Node:
+    async def _node(self, host: Host) -> Node:
         try:
             async with self._listing:
                 facts = self._facts[host.name] = await self.facts(host.name)
@@ -440,15 +444,20 @@ def _texts(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
-def _hosts(wanted: Any) -> list[_Host]:
+def _hosts(wanted: Any) -> list[Host]:
     _hold(isinstance(wanted, list) and 1 <= len(wanted) <= MOST_HOSTS, f"takes hosts as a list of 1 to {MOST_HOSTS}")
-    hosts = [_host(entry, {"name": check_name}) for entry in wanted]
+    hosts = [host_of(entry, {"name": check_name}) for entry in wanted]
     doubled = {host.name for host in hosts if sum(other.name == host.name for other in hosts) > 1}
     _hold(not doubled, f"was given two nodes of one name ({', '.join(sorted(doubled))})")
     return hosts
 
 
-def _host(entry: Any, needs: Mapping[str, Any]) -> _Host:
+def host_of(entry: Any, needs: Mapping[str, Any]) -> Host:
+    """The host that an option describes.
+
+    Raises:
+        ConnectorError: it lacks something, one of ``needs`` for instance, or has what no host has.
+    """
     _hold(isinstance(entry, Mapping), "takes each host as an object")
     unknown = sorted(set(entry) - _HOST_OPTIONS)
     _hold(not unknown, f"has no option {', '.join(unknown)} for a host; there are {', '.join(sorted(_HOST_OPTIONS))}")
@@ -460,23 +469,28 @@ def _host(entry: Any, needs: Mapping[str, Any]) -> _Host:
     if "name" in needs:
         check_name(entry["name"], "a node")
     name = str(entry.get("name", entry["host"]))
-    return _Host(host=entry["host"], user=entry["user"], port=port, name=name, properties=properties)
+    return Host(host=entry["host"], user=entry["user"], port=port, name=name, properties=properties)
 
 
-def _login(options: Mapping[str, Any], folder: Path) -> _Login:
+def login_of(options: Mapping[str, Any], folder: Path) -> Login:
+    """How hosts are logged in to, as options say; the director's own key is kept in ``folder``.
+
+    Raises:
+        ConnectorError: a key cannot be used, or host keys are not of known_hosts' form.
+    """
     try:
         known = asyncssh.import_known_hosts("\n".join(_texts(options.get("host_keys", ()))))
     except ValueError as error:
         raise ConnectorError(f"host_keys is not of known_hosts' form: {error}.", transient=False) from error
     if options.get("password"):
-        return _Login(known=known, password=str(options["password"]))
+        return Login(known=known, password=str(options["password"]))
     if options.get("key"):
         try:
-            return _Login(known=known, key=asyncssh.import_private_key(options["key"], options.get("passphrase")))
+            return Login(known=known, key=asyncssh.import_private_key(options["key"], options.get("passphrase")))
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             raise ConnectorError(f"The key cannot be used: {error}.", transient=False) from error
     key = _own_key(folder / "id_ed25519")
-    return _Login(known=known, key=key, own=key.export_public_key().decode().strip())
+    return Login(known=known, key=key, own=key.export_public_key().decode().strip())
 
 
 def _own_key(path: Path) -> asyncssh.SSHKey:

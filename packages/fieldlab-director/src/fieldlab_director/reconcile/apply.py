@@ -20,7 +20,7 @@ from fieldlab_director.store import queries
 from fieldlab_director.store import reconcile_queries as rq
 from fieldlab_director.store.base import LINE, WORK, Tx
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
-from fieldlab_director.store.states import set_experiment_state
+from fieldlab_director.store.states import set_deployment_message, set_experiment_state
 
 __all__ = [
     "LEASE_SECONDS",
@@ -123,6 +123,7 @@ def advance(tx: Tx, row: DeploymentRow, kept: Kept) -> Assignment | None:
     for _ in range(_MOST_DECISIONS):
         experiment = tx.one(queries.EXPERIMENT, ExperimentRow, id=row.experiment_id)
         assert experiment is not None  # a foreign key holds that it is there
+        row = _waiting(tx, row, seen.queued)
         standing = _standing(tx, row, experiment)
         action = d.decide(standing, seen, tx.now, jitter=kept.jitter, patience=kept.patience)
         if isinstance(action, d.Do):
@@ -186,6 +187,14 @@ def _done(row: DeploymentRow, job: d.Job, value: Any, now: float) -> DeploymentR
     if job is d.Job.CLEAN_UP:
         return replace(row, prepared=None, handle=None)
     return row
+
+
+def _waiting(tx: Tx, row: DeploymentRow, why: str | None) -> DeploymentRow:
+    """The row of an executor that waits for its turn: its launch counts from the last time that it was seen to."""
+    if row.state is not DeploymentState.LAUNCHING or row.handle is None:
+        return row
+    row = set_deployment_message(tx, row, why or "")
+    return row if why is None else replace(row, handle={**row.handle, "at": tx.now})
 
 
 def _moved(tx: Tx, row: DeploymentRow, action: d.Move) -> DeploymentRow:

@@ -26,7 +26,7 @@ from fieldlab_common.errors import ConnectorError, FieldlabError
 from fieldlab_common.protocol import Launch
 
 from fieldlab_director import decide as d
-from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Observation, PrepareRequest
+from fieldlab_director.connectors.base import DrainRequest, LaunchRequest, Liveness, Observation, PrepareRequest
 from fieldlab_director.connectors.fleet import Asked, ConnectorFleet
 from fieldlab_director.reconcile.apply import (
     LEASE_SECONDS,
@@ -117,6 +117,7 @@ class Reconciler:
         self._ahead = -d.NEVER  # what the store's clock is ahead of the one that nobody sets
         self._heard: dict[str, tuple[float | None, float, float]] = {}  # id → last_seen, heard at, looked at
         self._gone: dict[str, tuple[int, str]] = {}  # id → epoch whose executor is gone, its last lines
+        self._queued: dict[str, tuple[int, str]] = {}  # id → epoch whose executor waits for its turn, what for
         self._poked: set[str] = set()
         self._faults: dict[str, int] = {}
         self._workers: dict[str, _Worker] = {}
@@ -306,6 +307,7 @@ class Reconciler:
             self._watches[given.row.infrastructure_id].wake()
         if given.job is d.Job.CLEAN_UP and outcome.done:
             self._gone.pop(given.row.id, None)
+            self._queued.pop(given.row.id, None)
             self._heard.pop(given.row.id, None)
 
     async def _ask(self, given: Assignment) -> Any:
@@ -322,7 +324,8 @@ class Reconciler:
                 )
                 return (await connector.call("prepare", request)).prepared
             if given.job is d.Job.LAUNCH:
-                launch = LaunchRequest(target=target, launch=self._launch(row, infrastructure))
+                begun = self._launch(row, infrastructure)
+                launch = LaunchRequest(target=target, launch=begun, resources=row.spec.resources)
                 return (await connector.call("launch", launch)).handle
             if given.job is d.Job.DRAIN:
                 return await connector.call(
@@ -346,7 +349,14 @@ class Reconciler:
 
     def _kept(self, row: DeploymentRow, now: float) -> Kept:
         epoch, tail = self._gone.get(row.id, (-1, ""))
-        seen = d.Seen(gone=row.epoch == epoch, silent=self._silence(row, now), tail=tail)
+        waiting, why = self._queued.get(row.id, (-1, ""))
+        seen = d.Seen(
+            gone=row.epoch == epoch,
+            queued=why if row.epoch == waiting else None,
+            silent=self._silence(row, now),
+            served=self._monotonic() - self._serving_since,
+            tail=tail,
+        )
         return Kept(lease=self._charge.name, seen=seen, jitter=self._jitter(), patience=self._patience)
 
     def _silence(self, row: DeploymentRow, now: float) -> float:
@@ -359,10 +369,19 @@ class Reconciler:
         return at - heard
 
     def _found(self, epoch: int, observation: Observation) -> None:
+        self._mind_queue(epoch, observation)
         if not observation.executor.gone or self._gone.get(observation.deployment, (-1, ""))[0] == epoch:
             return
         self._gone[observation.deployment] = (epoch, observation.tail)
         self._poke(observation.deployment)
+
+    def _mind_queue(self, epoch: int, observation: Observation) -> None:
+        known = self._queued.pop(observation.deployment, None)
+        now = (epoch, observation.message) if observation.executor is Liveness.QUEUED else None
+        if now is not None:
+            self._queued[observation.deployment] = now
+        if now != known:
+            self._poke(observation.deployment)
 
     def _notice(self, infrastructure_id: str, deployment_id: str | None) -> None:
         watch = self._watches.get(infrastructure_id)

@@ -263,10 +263,10 @@ class Desk(Reception):
         """Ask the connector for the nodes, then store both."""
         name, spec = ask.body.name, ask.body.spec
         trusted = ask.user.role is Role.ADMIN
-        if spec.kind in ("local", "docker") and Caller.ADMIN not in ask.user.may:
+        if infrastructures.takes_an_admin(spec) and Caller.ADMIN not in ask.user.may:
             raise PermissionDenied(
-                "Only an admin may attach the director's own machine, or a Docker engine.",
-                advice="Ask the director's admin.",
+                "Only an admin may attach the director's own machine, a Docker engine, or a cluster as its user.",
+                advice="Ask the director's admin; for a Slurm cluster, give a login node: fl.Slurm(login=...).",
             )
         infrastructures.check_director(ask.body)
         await self.store.read(lambda tx: infrastructures.check_attach(tx, ask.user, name))

@@ -45,6 +45,7 @@ __all__ = [
     "nodes",
     "own",
     "share",
+    "takes_an_admin",
     "unshare",
 ]
 
@@ -108,9 +109,17 @@ class _Count:
     count: int
 
 
+def takes_an_admin(spec: Tagged) -> bool:
+    """Whether attaching it gives who runs there the director's own machine, or its user's rights elsewhere."""
+    return spec.kind == "docker" or is_of_director(spec)
+
+
 def is_of_director(spec: Tagged) -> bool:
-    """Whether it is the director's own machine: as it is, or by an engine's socket, which is as much as root there."""
-    engine = str((spec.body or {}).get("engine") or "")
+    """Whether it is reached from the director's own machine alone: that itself, an engine's socket there, its Slurm."""
+    body = spec.body or {}
+    engine = str(body.get("engine") or "")
+    if spec.kind == "slurm":
+        return not body.get("login")
     return spec.kind == "local" or (spec.kind == "docker" and not engine.startswith("tcp://"))
 
 

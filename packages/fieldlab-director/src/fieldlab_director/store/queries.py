@@ -282,6 +282,11 @@ MOVE_DEPLOYMENT = (
         state_since=_p("state_since"),
     )
 )
+TELL_DEPLOYMENT = (
+    sa.update(_d)
+    .where(_d.c.id == _p("guard_id"), _d.c.state == sa.bindparam("guard_state", type_=_d.c.state.type))
+    .values(message=_p("message"))
+)
 CANCEL_DEPLOYMENT = (
     sa.update(_d)
     .where(_d.c.id == _p("guard_id"), _d.c.cancel_requested.is_(None))

@@ -19,7 +19,7 @@ from fieldlab_director.store import queries
 from fieldlab_director.store.base import LINE, WORK, Tx, deployment_topic, events_topic, experiment_topic
 from fieldlab_director.store.rows import DeploymentRow, ExperimentRow
 
-__all__ = ["append_event", "append_records", "set_deployment_state", "set_experiment_state"]
+__all__ = ["append_event", "append_records", "set_deployment_message", "set_deployment_state", "set_experiment_state"]
 
 
 def append_event(tx: Tx, experiment_id: str, event: Event) -> Event:
@@ -76,6 +76,15 @@ def set_deployment_state(
     if new.terminal:  # where nothing of it was made, its node is free by that
         tx.notify(LINE)
     return replace(row, state=new, reason=reason, message=message, started=started, ended=ended, state_since=tx.now)
+
+
+def set_deployment_message(tx: Tx, row: DeploymentRow, message: str) -> DeploymentRow:
+    """Say something else of a deployment that stays in its state; the row as it is now."""
+    if message == row.message:
+        return row
+    tx.execute(queries.TELL_DEPLOYMENT, guard_id=row.id, guard_state=row.state, message=message)
+    tx.notify(experiment_topic(row.experiment_id))
+    return replace(row, message=message)
 
 
 def set_experiment_state(tx: Tx, row: ExperimentRow, new: ExperimentState, *, message: str = "") -> ExperimentRow:

@@ -41,6 +41,7 @@ _VERBS = frozenset(
         "Run",
         "SSH",
         "Simulation",
+        "Slurm",
         "StepResult",
         "plan",
         "run",
