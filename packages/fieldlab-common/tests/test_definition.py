@@ -366,3 +366,13 @@ def test_settings_of_the_wrong_kind_are_refused(settings):
     (name,) = settings
     with pytest.raises(DefinitionError, match="requirement" if name == "packages" else f"{name}="):
         task(**settings)
+
+
+def test_steps_are_named_in_any_script_as_functions_are():
+    assert add(1).named("größe").name == "größe"
+
+
+def test_a_command_gives_its_step_a_name_that_steps_can_have():
+    assert shell(["/opt/my tools/probe [1]", "-v"])().name == "probe--1-"
+    with pytest.raises(InvalidNameError):
+        shell("true", name="a/b")

@@ -7,6 +7,7 @@ not count for ``max_parallel``, because a waiting step uses nothing.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import string
 import subprocess
@@ -19,7 +20,7 @@ from fieldlab_common.environment import parse_duration
 from fieldlab_common.errors import ArgumentError, DefinitionError, InvalidNameError
 from fieldlab_common.events import RESERVED_PREFIX
 from fieldlab_common.selector import as_selector
-from fieldlab_common.step import REQUIRED, Arg, Pick, Secret, Step, references
+from fieldlab_common.step import REQUIRED, Arg, Pick, Secret, Step, check_name, references
 from fieldlab_common.task import Implementation, Isolation, Task, TaskSettings, When
 
 __all__ = [
@@ -190,7 +191,8 @@ def shell(
         cwd=cwd,
         isolation=isolation,
     )
-    called = name or str(words[0]).rpartition("/")[2]
+    program = re.sub(r"[^A-Za-z0-9_.#@+-]", "-", str(words[0]).rpartition("/")[2]).lstrip("-.#@+")
+    called = check_name(name, "a step") if name is not None else program or "shell"
     return Shell(words, called, parse, tuple(ok_codes), fill, settings, when)
 
 

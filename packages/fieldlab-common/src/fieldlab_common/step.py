@@ -283,7 +283,8 @@ class Step(_Stands, Generic[R]):
 
     def named(self, name: str) -> Step[R]:
         """Give it this name; unique in its DAG."""
-        new = check_name(name, "a step")
+        as_functions = isinstance(name, str) and name.isidentifier() and len(name) <= 200  # in any script
+        new = name if as_functions else check_name(name, "a step")
         if self.dag is not None:
             self.dag.rename(self, new)
         self._name = new
