@@ -29,10 +29,11 @@ from typing import Any, ClassVar
 from fieldlab_common.environment import Container, Resources, Venv
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.keeping import KeeperOpening
-from fieldlab_common.messages import Launch, environment_of
+from fieldlab_common.messages import CheckLine, Launch, environment_of
 from fieldlab_common.node import Availability, Node
 
 from fieldlab_director.connectors.base import (
+    Checked,
     Done,
     DrainRequest,
     Launched,
@@ -125,11 +126,13 @@ class DockerConnector:
 
         self._inside = KeptNodes(lambda name: (name, f"The keeper in the container of {name}"), reach, notice)
 
-    async def check(self, request: Nothing) -> Done:
-        """Hold that the engine answers, and runs Linux containers."""
-        system = (await self._engine.info()).get("OSType")
+    async def check(self, request: Nothing) -> Checked:
+        """Hold that the engine answers, and runs Linux containers; what is in one shows when it is prepared."""
+        info = await self._engine.info()
+        system = info.get("OSType")
         _hold(system == "linux", f"needs an engine that runs Linux containers, not {system}")
-        return Done()
+        said = f"Docker {info.get('ServerVersion')} at {self._engine.address}"
+        return Checked(lines=(CheckLine(what="engine", ok=True, said=said),))
 
     async def nodes(self, request: Nothing) -> Listed:
         """The nodes, as the engine says its machine is; offline, with the reason, while it is away."""
