@@ -484,6 +484,22 @@ def test_nodes_have_the_slots_they_were_given_and_a_template_its_limit(
     asyncio.run(test())
 
 
+def test_what_a_connector_kept_goes_when_it_is_let_go_for_good(tmp_path: Path, executable: Path) -> None:
+    async def test() -> None:
+        fleet = ConnectorFleet(tmp_path, executable)
+        kept = tmp_path / "i1" / "id_ed25519"
+        await fleet.survey("i1", "lab", "local", {"nodes": 1})
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text("a key")
+        await fleet.drop("i1")
+        assert kept.exists()
+        await fleet.drop("i1", forget=True)
+        assert not kept.parent.exists()
+        await fleet.close()
+
+    asyncio.run(test())
+
+
 def test_a_kind_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path) -> None:
     async def test() -> None:
         with pytest.raises(UnknownConnector, match="local"):

@@ -142,11 +142,16 @@ class ConnectorFleet:
                 await self._processes.pop(infrastructure_id).close()
                 await asyncio.to_thread(shutil.rmtree, self._folder / infrastructure_id, ignore_errors=True)
 
-    async def drop(self, infrastructure_id: str) -> None:
-        """Let go of an infrastructure: its connector's process ends. What it started on nodes goes on."""
+    async def drop(self, infrastructure_id: str, *, forget: bool = False) -> None:
+        """Let go of an infrastructure: its connector's process ends. What it started on nodes goes on.
+
+        ``forget``: for good; what its connector kept here goes, too, keys of the director's own among it.
+        """
         process = self._processes.pop(infrastructure_id, None)
         if process is not None:
             await process.close()
+        if forget:
+            await asyncio.to_thread(shutil.rmtree, self._folder / infrastructure_id, ignore_errors=True)
 
     async def close(self) -> None:
         """End every process. What they started on nodes goes on."""

@@ -395,10 +395,12 @@ class Reconciler:
         async with self._taking:
             known = self._held
             self._held = await self._store.write(lambda tx: self._charge.take(tx, known))
+            gone = await self._store.read(lambda tx: set(tx.all(rq.DETACHED, _id)))
             for infrastructure_id in sorted(known - self._held):
-                log.info("an infrastructure is another director's now, or detached", infrastructure=infrastructure_id)
+                detached = infrastructure_id in gone
+                log.info("an infrastructure is let go", infrastructure=infrastructure_id, detached=detached)
                 self._end_watch(infrastructure_id)
-                await self._fleet.drop(infrastructure_id)
+                await self._fleet.drop(infrastructure_id, forget=detached)
             for infrastructure_id in sorted(self._held - known):
                 self._begin_watch(infrastructure_id)
             self._first_refresh = REFRESH_SECONDS  # what is attached from now on was just listed

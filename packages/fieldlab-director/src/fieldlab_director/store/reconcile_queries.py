@@ -118,6 +118,7 @@ TAKE_CHARGE = (
 IN_CHARGE = (
     sa.select(_i.c.id).where(_i.c.holder == _p("holder"), _i.c.detached.is_(None)).order_by(_i.c.created, _i.c.id)
 )
+DETACHED = sa.select(_i.c.id).where(_i.c.detached.is_not(None))
 LEAVING = sa.select(_i.c.id).where(_i.c.leaving.is_not(None), _i.c.detached.is_(None))
 LET_GO = sa.update(_i).where(_i.c.holder.like(_p("guard_holder"))).values(holder=None, held_until=None)
 BRING_HOME = sa.update(_i).where(_i.c.home.is_not(None)).values(home=_p("home"))
