@@ -115,7 +115,8 @@ def test_a_machine_joins_is_cut_off_is_killed_comes_back_and_loses_nothing(
     field.remove_agent("pi")
     assert again.wait(PATIENCE) == 5
     assert "Join again" in (host.folder / "agent.log").read_text()
-    assert len(client.nodes()) == 0
+    # It may be listed for a while yet, for the run that had it.
+    assert not [node for node in client.nodes() if node.availability is not fl.Availability.OFFLINE]
 
 
 def test_who_stands_between_is_found_when_a_machine_joins(client: fl.Client, lab: netlab.Netlab) -> None:

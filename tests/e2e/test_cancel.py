@@ -75,7 +75,8 @@ def test_a_cancelled_run_ends_as_cancelled_and_no_process_of_it_is_alive(
 def test_a_cancel_of_one_deployment_leaves_the_others_alone(client: fl.Client, name: str) -> None:
     with fl.DAG("waiting") as dag:
         fl.wait_for("go", timeout=100)
-    run = client.submit(fl.Experiment(name).map(dag, client.nodes().take(2)))
+    nodes = client.nodes()
+    run = client.submit(fl.Experiment(name).map(dag, [nodes["a"], nodes["b"]]))
     run.events.wait("fieldlab.deployment", count=2, where=lambda e: e.data["state"] == "running", timeout=60)
     run.cancel(deployments=["a"])
     run.events.wait("fieldlab.deployment", where=lambda e: e.data["state"] == "cancelled", timeout=60)

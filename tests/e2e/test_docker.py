@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import dockerlab
 import fieldlab as fl
 import pytest
-from fieldlab_director import Embedded
+from fieldlab_director import Embedded, embedded
 from greeting import fail, first, greet, hang
 
 PATIENCE = 90.0
@@ -37,6 +37,13 @@ class Lab:
                 return False
             time.sleep(0.1)  # nothing tells of it
         return True
+
+
+@pytest.fixture(scope="module")
+def director(own_cache: None) -> Iterator[Embedded]:
+    """A director of their own: the nodes that are attached here are not for other tests."""
+    with embedded() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import fieldlab as fl
 import pytest
 import slurmlab
-from fieldlab_director import Embedded
+from fieldlab_director import Embedded, embedded
 
 DEADLINE = 90.0
 
@@ -32,6 +32,13 @@ class Cluster:
         id = results[node]["place"].value["job"]
         said = self.lab.run("scontrol", "show", "job", "--oneliner", id)
         return dict(word.partition("=")[::2] for word in said.split())
+
+
+@pytest.fixture(scope="module")
+def director(own_cache: None) -> Iterator[Embedded]:
+    """A director of their own: the nodes that are attached here are not for other tests."""
+    with embedded() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +113,9 @@ def test_a_job_that_is_cancelled_with_slurms_own_means_is_seen(
     cluster.lab.run("scancel", results["c1"]["place"].value["job"])
     cluster.lab.run("scancel", "--batch", "--signal=KILL", results["c2"]["place"].value["job"])
     assert run.wait(timeout=DEADLINE) is fl.ExperimentState.FAILED, run.results
-    assert {node: one.info.reason for node, one in run.results.items()} == {
-        "c1": fl.Reason.TERMINATED,
-        "c2": fl.Reason.EXECUTOR_LOST,
-    }
+    # Slurm's signal reaches the executor and its step: whichever of them is quicker to end says so.
+    assert run.results["c1"].info.reason in (fl.Reason.TERMINATED, fl.Reason.STEP_FAILED)
+    assert run.results["c2"].info.reason is fl.Reason.EXECUTOR_LOST
 
 
 def test_a_deployment_whose_job_waits_says_what_for_and_runs_in_its_turn(

@@ -9,7 +9,15 @@ from pathlib import Path
 import fieldlab as fl
 import netlab
 import pytest
+from fieldlab_director import Embedded, embedded
 from greeting import greet
+
+
+@pytest.fixture(scope="module")
+def director(own_cache: None) -> Iterator[Embedded]:
+    """A director of their own: the nodes that are attached here are not for other tests."""
+    with embedded() as running:
+        yield running
 
 
 @pytest.fixture

@@ -138,4 +138,4 @@ def test_a_ca_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "fieldlab_director", "serve", "--data", str(tmp_path / "d"), "--port", "0"]
     done = subprocess.run([*command, "--ca", str(tmp_path / "ca.pem")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "ca.pem cannot be used" in done.stderr
+    assert "ca.pem has no certificate" in done.stderr

@@ -48,7 +48,7 @@ class DockerLab:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="fld-", dir="/tmp"))  # paths of sockets must be short
         self.bridge = f"fld{os.getpid() % 100_000}b"
-        self.here = f"10.214.{os.getpid() % 250}.1"
+        self.here = f"10.250.{os.getpid() % 250}.1"
         self.address = f"unix://{self._folder}/docker.sock"
         self._daemon: subprocess.Popen[bytes] | None = None
         _run("ip", "link", "add", self.bridge, "type", "bridge")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fieldlab_common.errors import ConnectorError
 from fieldlab_common.joining import CREDENTIAL, RENEWAL
-from fieldlab_common.keeping import Liveness, ObserveRequest, Target
+from fieldlab_common.keeping import Done, Liveness, ObserveRequest, Target
 from fieldlab_director.agents import AgentInfrastructure
 from fieldlab_director.store import schema
 
@@ -206,6 +206,13 @@ def test_an_agent_that_is_away_is_not_waited_for(field: Field) -> None:
             await infrastructure.call("stop", Target(deployment="d1", node="nobody", epoch=1))
 
     field.asked(test)
+
+
+def test_nothing_is_left_to_be_cleaned_up_of_a_machine_that_was_removed(field: Field) -> None:
+    async def test(infrastructure: AgentInfrastructure) -> Any:
+        return await infrastructure.call("clean_up", Target(deployment="d1", node="removed", epoch=1))
+
+    assert field.asked(test) == Done()
 
 
 def test_an_answer_to_anothers_call_changes_nothing(field: Field) -> None:

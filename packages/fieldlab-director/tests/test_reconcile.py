@@ -485,10 +485,10 @@ def test_a_fault_with_one_deployment_is_survived_and_tried_again(run: Run, monke
         faults = [RuntimeError("a fault in fieldlab")]
         real = Reconciler._launch
 
-        def launch(self: Reconciler, row: DeploymentRow) -> Any:
+        def launch(self: Reconciler, *given: Any) -> Any:
             if faults:
                 raise faults.pop()
-            return real(self, row)
+            return real(self, *given)
 
         monkeypatch.setattr(Reconciler, "_launch", launch)
         await world.launched(await world.submit())

@@ -18,7 +18,7 @@ from fieldlab_common.keeping import DEADLINES, METHODS, Nothing, error_of
 from fieldlab_common.messages import CheckLine
 from fieldlab_common.node import Availability, Node
 
-from fieldlab_director.connectors.base import Checked, Listed
+from fieldlab_director.connectors.base import Checked, Done, Listed, Target
 from fieldlab_director.connectors.kept import Heard, KeptNodes
 from fieldlab_director.services import agents
 from fieldlab_director.services.agents import AgentRow
@@ -118,6 +118,13 @@ class AgentInfrastructure(KeptNodes):
             while not self._store.notifier.closed:
                 if await watch.wait(_LISTEN):
                     self._hear(None)
+
+    async def clean_up(self, target: Target) -> Done:
+        """See ``base.Connector``. What a machine has that was removed is nobody's any more."""
+        found = await self._store.read(lambda tx: agents.listed(tx, self._infrastructure_id))
+        if target.node not in {row.name for row, _ in found}:
+            return Done()
+        return await super().clean_up(target)
 
     async def observe_every(self) -> float:
         """Seconds between two looks: agents tell at once what ends."""
