@@ -142,7 +142,7 @@ def _insert(source: str, path: str) -> float:
     data, number, begin = _log(time.time()), 0, time.perf_counter()
     while time.perf_counter() - begin < SECONDS:
         numbers = range(number + 1, number + BATCH + 1)
-        values = [(experiment, deployment, "j", "bulk", n, False, data) for n in numbers]
+        values = [(n, experiment, deployment, "j", "bulk", n, False, data) for n in numbers]
         database.execute("BEGIN IMMEDIATE")
         database.executemany(_ADD, values)
         database.execute("COMMIT")
@@ -151,7 +151,10 @@ def _insert(source: str, path: str) -> float:
 
 
 _PARENTS = ("users", "infrastructures", "experiments", "deployments")
-_ADD = "INSERT INTO records (experiment_id, deployment_id, journal_id, lane, number, late, data) VALUES (?,?,?,?,?,?,?)"
+_ADD = (
+    "INSERT INTO records (seq, experiment_id, deployment_id, journal_id, lane, number, late, data) "
+    "VALUES (?,?,?,?,?,?,?,?)"
+)
 
 
 if __name__ == "__main__":
